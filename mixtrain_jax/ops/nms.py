@@ -1,0 +1,102 @@
+"""Greedy non-maximum suppression with static shapes, exact.
+
+Greedy suppression is the only solution of "a box is kept when no kept box before it suppresses
+it", so it is found by iterating that sentence until nothing changes: each round settles at least
+one more box, and in practice a handful of rounds settles all. Everything here is about one image;
+callers vmap.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from mixtrain_jax.ops import boxes as box_ops
+
+
+def nms(
+    boxes: Array, scores: Array, valid: Array, threshold: float, groups: Array | None = None
+) -> Array:
+    """Tells which boxes greedy non-maximum suppression keeps.
+
+    Going from the best score down, a box is dropped when its IoU with a kept box is above the
+    threshold. Of equal scores the lower index goes first.
+
+    Args:
+      boxes: [N, 4] in pixels.
+      scores: [N] float.
+      valid: [N] bool; other boxes are not kept and suppress nothing.
+      threshold: IoU.
+      groups: [N] int, boxes of different groups leave each other alone. None: all are of one group.
+
+    Returns:
+      [N] bool, in the order of the input.
+    """
+    order = jnp.argsort(jnp.where(valid, -scores, jnp.inf), stable=True)
+    groups = None if groups is None else groups[order]
+    keep = _keep(boxes[order], valid[order], threshold, groups)
+    return jnp.zeros_like(valid).at[order].set(keep)
+
+
+def class_nms(
+    boxes: Array,
+    scores: Array,
+    valid: Array,
+    *,
+    score_threshold: float,
+    iou_threshold: float,
+    count: int,
+    candidates: int,
+) -> tuple[Array, Array, Array, Array, Array]:
+    """Returns the best detections after suppression within each class.
+
+    Only the `candidates` best pairs of box and class enter. Greedy decisions never depend on lower
+    scores, so the result is exact when all pairs above the score threshold fit or when `count`
+    detections survive; a flag says so.
+
+    Args:
+      boxes: [N, 4], or [N, C, 4] with a box for each class, in pixels.
+      scores: [N, C] float, without background.
+      valid: [N] bool, False for padding.
+      score_threshold: a detection's score is above it.
+      iou_threshold: see `nms`.
+      count: detections returned.
+      candidates: size of the problem solved.
+
+    Returns:
+      boxes [count, 4], scores [count], labels [count] int32, valid [count] bool, best first and
+      zero where not valid; and exact [] bool.
+    """
+    classes = scores.shape[-1]
+    scores = jnp.where(valid[:, None], scores, -jnp.inf).reshape(-1)
+    found = jnp.sum(scores > score_threshold)
+    top, index = jax.lax.top_k(scores, min(candidates, scores.size))
+    row, label = index // classes, index % classes
+    top_boxes = boxes[row] if boxes.ndim == 2 else boxes[row, label]
+    keep = _keep(top_boxes, top > score_threshold, iou_threshold, label)
+
+    exact = (found <= candidates) | (jnp.sum(keep) >= count)
+    (chosen,) = jnp.nonzero(keep, size=count, fill_value=0)
+    kept = jnp.arange(count) < jnp.sum(keep)
+    return (
+        jnp.where(kept[:, None], top_boxes[chosen], 0),
+        jnp.where(kept, top[chosen], 0),
+        jnp.where(kept, label[chosen], 0).astype(jnp.int32),
+        kept,
+        exact,
+    )
+
+
+def _keep(boxes: Array, valid: Array, threshold: float, groups: Array | None) -> Array:
+    """Which boxes, sorted best first, are kept."""
+    index = jnp.arange(len(boxes))
+    suppresses = (box_ops.iou(boxes, boxes) > threshold) & (index[:, None] < index)
+    if groups is not None:
+        suppresses &= groups[:, None] == groups
+
+    def refine(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        keep, _ = state
+        refined = valid & ~jnp.any(suppresses & keep[:, None], axis=0)
+        return refined, jnp.any(refined != keep)
+
+    keep, _ = jax.lax.while_loop(lambda state: state[1], refine, (valid, jnp.array(True)))
+    return keep
