@@ -1,0 +1,304 @@
+"""The second stage: box heads that name and refine regions of interest (RoIs).
+
+Faster R-CNN has one head, Cascade R-CNN three in a row; both are the same code with one or three stages.
+Heads read 7x7 RoIAlign features, predict class logits (background last) and deltas, and each next stage
+looks at the boxes as the one before left them. All functions take a batch of B images with K RoIs each.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from mixtrain_jax.models.rpn import STRIDES, Proposals
+from mixtrain_jax.ops import boxes as box_ops
+from mixtrain_jax.ops import matching, nms
+from mixtrain_jax.ops.roi_align import roi_align
+from mixtrain_jax.types import Array, Detections, Targets
+
+Soften = Callable[[int, Array], Array]
+
+
+class BoxHead(nn.Module):
+    """Two fully connected layers, then class logits and deltas."""
+
+    num_classes: int
+    fc_channels: int = 1024
+    class_agnostic: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, pooled: Array) -> tuple[Array, Array]:
+        """Maps [B, K, 7, 7, C] features to logits [B, K, classes + 1] and deltas.
+
+        Deltas are [B, K, 4], or [B, K, classes, 4] when the head has one box for each class; both float32.
+        """
+        dense = nn.initializers.xavier_uniform()
+        hidden = pooled.reshape(*pooled.shape[:2], -1)
+        for name in ("fc1", "fc2"):
+            layer = nn.Dense(self.fc_channels, dtype=self.dtype, kernel_init=dense, name=name)
+            hidden = nn.relu(layer(hidden))
+        logits = nn.Dense(
+            self.num_classes + 1,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.normal(0.01),
+            name="logits",
+        )(hidden)
+        boxes = 1 if self.class_agnostic else self.num_classes
+        deltas = nn.Dense(
+            4 * boxes,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.normal(0.001),
+            name="deltas",
+        )(hidden).astype(jnp.float32)
+        if not self.class_agnostic:
+            deltas = deltas.reshape(*deltas.shape[:2], boxes, 4)
+        return logits.astype(jnp.float32), deltas
+
+
+class StageRecord(NamedTuple):
+    """What one stage trained on.
+
+    Attributes:
+      rois: [B, K, 4] float32 sampled boxes.
+      labels: [B, K] int32, the background being the last class.
+      weights: [B, K] float32 weights of the class loss.
+      valid: [B, K] bool, False for padding.
+      correct: [B, K] bool, whether the student's best class was the label.
+    """
+
+    rois: Array
+    labels: Array
+    weights: Array
+    valid: Array
+    correct: Array
+
+
+class RoIHead(nn.Module):
+    """The stages of a detector: `head0` of Faster R-CNN, `head0` to `head2` of Cascade R-CNN."""
+
+    num_classes: int
+    config: Any  # config.model.roi_head
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        for stage in range(self.stages):
+            head = BoxHead(
+                self.num_classes,
+                self.config.fc_channels,
+                self.config.class_agnostic,
+                self.dtype,
+            )
+            setattr(self, f"head{stage}", head)
+
+    @property
+    def stages(self) -> int:
+        return len(self.config.positive_ious)
+
+    def predict(self, stage: int, pyramid, size: Array, boxes: Array) -> tuple[Array, Array]:
+        """Returns one stage's logits and deltas for `boxes` [B, K, 4]."""
+        pooled = roi_align(tuple(pyramid[:4]), boxes, size, strides=STRIDES[:4])
+        return getattr(self, f"head{stage}")(pooled)
+
+    def refine(self, stage: int, boxes, deltas, labels, size: Array) -> Array:
+        """Decodes each box by the deltas of its label and clips it; no gradient flows through."""
+        if not self.config.class_agnostic:
+            last = self.num_classes - 1
+            index = jnp.clip(labels, 0, last)[..., None, None]
+            deltas = jnp.take_along_axis(deltas, index, axis=-2)[..., 0, :]
+        refined = box_ops.decode(
+            boxes, deltas, stds=tuple(self.config.delta_stds[stage]), size=size
+        )
+        return jax.lax.stop_gradient(refined)
+
+    def run_stages(self, pyramid, size: Array, boxes: Array) -> tuple[Array, Array, Array]:
+        """Runs all stages with refinement by the best class in between.
+
+        Returns:
+          The stages' mean logits [B, K, classes + 1], the last stage's boxes and its deltas.
+        """
+        all_logits = []
+        for stage in range(self.stages):
+            logits, deltas = self.predict(stage, pyramid, size, boxes)
+            all_logits.append(logits)
+            if stage + 1 < self.stages:
+                best = logits[..., :-1].argmax(-1)
+                boxes = self.refine(stage, boxes, deltas, best, size)
+        return sum(all_logits) / self.stages, boxes, deltas
+
+    def score(self, pyramid, size: Array, boxes: Array, stage: int | None = None) -> Array:
+        """Returns class probabilities [B, K, classes + 1] of boxes, by one stage or by all.
+
+        With `stage` None the boxes go through all stages and the logits are averaged, as at test time.
+        """
+        if stage is None:
+            logits, _, _ = self.run_stages(pyramid, size, boxes)
+        else:
+            logits, _ = self.predict(stage, pyramid, size, boxes)
+        return nn.softmax(logits)
+
+    def detect(
+        self, pyramid, size: Array, proposals: Proposals, scale: Array | None = None
+    ) -> tuple[Detections, Array]:
+        """Finds objects: stages, mean logits, decode, clip, then class-wise NMS.
+
+        Args:
+          pyramid: features of B images.
+          size: [B, 2] int32 height and width of the images.
+          proposals: where to look.
+          scale: [B, 2] float32 (x, y) scale of the view. Boxes are divided by it before NMS, so that they
+            come in pixels of the original photograph; None leaves them in the view.
+
+        Returns:
+          Detections, and [B] bool: False where more pairs of box and class passed the score threshold
+          than `nms_candidates` and those beyond could have mattered.
+        """
+        logits, boxes, deltas = self.run_stages(pyramid, size, proposals.boxes)
+        stds = tuple(self.config.delta_stds[-1])
+        if self.config.class_agnostic:
+            boxes = box_ops.decode(boxes, deltas, stds=stds, size=size)
+        else:
+            boxes = box_ops.decode(boxes[..., None, :], deltas, stds=stds, size=size)
+        if scale is not None:
+            ones = (1,) * (boxes.ndim - 2)
+            boxes = boxes / jnp.tile(scale, 2).reshape(-1, *ones, 4)
+
+        def of_image(boxes, probabilities, valid):
+            return nms.class_nms(
+                boxes,
+                probabilities[:, :-1],
+                valid,
+                score_threshold=self.config.score_threshold,
+                iou_threshold=self.config.nms_iou,
+                count=self.config.detections,
+                candidates=self.config.nms_candidates,
+            )
+
+        boxes, scores, labels, valid, exact = jax.vmap(of_image)(
+            boxes, nn.softmax(logits), proposals.valid
+        )
+        return Detections(boxes, scores, labels, valid), exact
+
+    def losses(
+        self,
+        pyramid,
+        size: Array,
+        proposals: Proposals,
+        targets: Targets,
+        keys: Array,
+        total: Callable[[Array], Array],
+        soften: Soften | None = None,
+    ) -> tuple[dict[str, Array], list[StageRecord]]:
+        """Classification and box losses of every stage on freshly matched and sampled RoIs.
+
+        Each stage adds the true boxes to its candidates, matches, samples, and hands its refined samples
+        (without the added true boxes) to the next. Losses are normalised over all devices: the class loss
+        by the number of RoIs with a weight, the box loss by the number of sampled RoIs.
+
+        Args:
+          pyramid: features of B images.
+          size: [B, 2] int32 height and width of the images.
+          proposals: candidates of the first stage.
+          targets: the boxes to be found.
+          keys: [B] PRNG keys, one an image, for sampling RoIs.
+          total: sums a number over all devices.
+          soften: maps (stage, RoIs [B, K, 4]) to the teacher's background probabilities [B, K], which
+            weigh the RoIs labelled background (MixTraining's soft background); None weighs all RoIs 1.
+
+        Returns:
+          The weighted losses by name (this device's share of each), and a record of each stage.
+        """
+        found, records = {}, []
+        boxes, valid = proposals.boxes, proposals.valid
+        truths = targets.boxes.shape[1]
+        for stage in range(self.stages):
+            sample = self._sample(stage, boxes, valid, targets, keys)
+            rois, labels, wanted = sample.rois, sample.labels, sample.wanted
+            logits, deltas = self.predict(stage, pyramid, size, rois)
+            weights = sample.valid.astype(jnp.float32)
+            if soften is not None:
+                background = sample.valid & (labels == self.num_classes)
+                weights = jnp.where(background, soften(stage, rois), weights)
+                weights *= total(sample.valid.sum()) / jnp.maximum(total(weights.sum()), 1)
+            weights = jax.lax.stop_gradient(weights)
+
+            entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            class_loss = (weights * entropy).sum() / jnp.maximum(total((weights > 0).sum()), 1)
+            if not self.config.class_agnostic:
+                index = jnp.minimum(labels, self.num_classes - 1)[..., None, None]
+                own = jnp.take_along_axis(deltas, index, axis=-2)[..., 0, :]
+            else:
+                own = deltas
+            distance = _smooth_l1(own - wanted, self.config.smooth_l1_beta).sum(-1)
+            box_loss = jnp.where(sample.positive, distance, 0).sum()
+            box_loss /= jnp.maximum(total(sample.valid.sum()), 1)
+
+            share = self.config.loss_weights[stage]
+            found[f"stage{stage}_class"] = share * class_loss
+            found[f"stage{stage}_boxes"] = share * box_loss
+            correct = sample.valid & (logits.argmax(-1) == labels)
+            records.append(StageRecord(rois, labels, weights, sample.valid, correct))
+            if stage + 1 < self.stages:
+                best = logits[..., :-1].argmax(-1)
+                named = jnp.where(labels == self.num_classes, best, labels)
+                boxes = self.refine(stage, rois, deltas, named, size)
+                valid = sample.valid & (sample.index >= truths)
+        return found, records
+
+    def _sample(self, stage, boxes, valid, targets: Targets, keys) -> "_Sampled":
+        """Matches true boxes and candidates to the targets and samples RoIs, image by image."""
+        cfg = self.config
+        iou = cfg.positive_ious[stage]
+        stds = tuple(cfg.delta_stds[stage])
+
+        def of_image(boxes, valid, true_boxes, true_labels, true_valid, key):
+            match = matching.match(
+                boxes,
+                true_boxes,
+                true_valid,
+                valid=valid,
+                positive=iou,
+                negative=iou,
+                low_quality=None,
+            )
+            count = len(true_boxes)
+            candidates = jnp.concatenate([true_boxes, boxes])
+            gt_index = jnp.concatenate([jnp.arange(count), match.gt_index])
+            kind = jnp.concatenate([jnp.where(true_valid, 1, -1), match.kind])
+            sample = matching.sample(
+                jax.random.fold_in(key, stage),
+                kind == 1,
+                kind == 0,
+                cfg.samples,
+                int(cfg.samples * cfg.positive_share),
+            )
+            rois = jnp.where(sample.valid[:, None], candidates[sample.index], 0)
+            truth = gt_index[sample.index]
+            labels = jnp.where(sample.positive, true_labels[truth], self.num_classes)
+            wanted = box_ops.encode(rois, true_boxes[truth], stds)
+            return _Sampled(rois, labels, wanted, sample.positive, sample.valid, sample.index)
+
+        sampled = jax.vmap(of_image)(
+            boxes, valid, targets.boxes, targets.labels, targets.valid, keys
+        )
+        return jax.lax.stop_gradient(sampled)
+
+
+class _Sampled(NamedTuple):
+    rois: Array  # [B, K, 4]
+    labels: Array  # [B, K], background = number of classes
+    wanted: Array  # [B, K, 4] deltas to the matched true box
+    positive: Array  # [B, K]
+    valid: Array  # [B, K]
+    index: Array  # [B, K] into true boxes, then candidates
+
+
+def _smooth_l1(difference: Array, beta: float) -> Array:
+    """Huber's loss scaled to slope 1 (Fast R-CNN, eq. 3, at beta 1); plain L1 when beta is 0."""
+    distance = jnp.abs(difference)
+    if not beta:
+        return distance
+    return jnp.where(distance < beta, 0.5 * distance**2 / beta, distance - 0.5 * beta)

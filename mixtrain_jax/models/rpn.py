@@ -1,0 +1,198 @@
+"""The region proposal network: what it predicts, how proposals come of it, and its losses.
+
+Faster R-CNN, section 3, on the levels of a feature pyramid. Predictions of all levels are joined into one
+axis of A anchors, level by level, then by row, column and ratio, so that everything after the network is
+plain arithmetic on [B, A] arrays.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mixtrain_jax.models import padding
+from mixtrain_jax.ops import anchors as anchor_ops
+from mixtrain_jax.ops import boxes as box_ops
+from mixtrain_jax.ops import matching, nms
+from mixtrain_jax.types import Array, Targets
+
+STRIDES = (4, 8, 16, 32, 64)
+
+
+class Predictions(NamedTuple):
+    """Outputs of the network for the A anchors of each image.
+
+    Attributes:
+      logits: [B, A] float32, objectness before the sigmoid.
+      deltas: [B, A, 4] float32, coded against the anchors.
+      shapes: height and width of each level, whose cells times ratios add up to A.
+    """
+
+    logits: Array
+    deltas: Array
+    shapes: tuple[tuple[int, int], ...]
+
+
+class Proposals(NamedTuple):
+    """Boxes that may hold an object, best first.
+
+    Attributes:
+      boxes: [B, K, 4] float32 in pixels of the view.
+      scores: [B, K] float32 objectness in [0, 1].
+      valid: [B, K] bool.
+    """
+
+    boxes: Array
+    scores: Array
+    valid: Array
+
+
+class RPN(nn.Module):
+    """One 3x3 convolution shared by all levels, then objectness and deltas for each anchor."""
+
+    channels: int = 256
+    ratios: int = 3
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, pyramid: tuple[Array, ...], size: Array) -> Predictions:
+        """Looks at a pyramid of [B, H_l, W_l, C] features of images of `size` [B, 2] pixels."""
+        init = nn.initializers.normal(0.01)
+        conv = nn.Conv(self.channels, (3, 3), dtype=self.dtype, kernel_init=init, name="conv")
+        objectness = nn.Conv(
+            self.ratios, (1, 1), dtype=self.dtype, kernel_init=init, name="objectness"
+        )
+        deltas = nn.Conv(
+            4 * self.ratios, (1, 1), dtype=self.dtype, kernel_init=init, name="deltas"
+        )
+        all_logits, all_deltas = [], []
+        for level, stride in zip(pyramid, STRIDES, strict=True):
+            hidden = nn.relu(conv(padding.mask(level, size, stride)))
+            batch = level.shape[0]
+            all_logits.append(objectness(hidden).reshape(batch, -1))
+            all_deltas.append(deltas(hidden).reshape(batch, -1, 4))
+        return Predictions(
+            jnp.concatenate(all_logits, axis=1).astype(jnp.float32),
+            jnp.concatenate(all_deltas, axis=1).astype(jnp.float32),
+            tuple((level.shape[1], level.shape[2]) for level in pyramid),
+        )
+
+
+def level_anchors(shapes: tuple[tuple[int, int], ...], config) -> list[np.ndarray]:
+    """Returns the anchors of each level, float32 [H_l * W_l * ratios, 4] in pixels of the view."""
+    scale, ratios = config.anchor_scale, tuple(config.anchor_ratios)
+    return [
+        anchor_ops.level_anchors(*shape, stride, scale, ratios)
+        for shape, stride in zip(shapes, STRIDES, strict=True)
+    ]
+
+
+def propose(predictions: Predictions, size: Array, config, *, training: bool) -> Proposals:
+    """Picks the best boxes of each image: top of each level, NMS in each level, best of all.
+
+    Args:
+      predictions: what the network says of B images.
+      size: [B, 2] int32 height and width of the images, which proposals are clipped to.
+      config: `config.model.rpn`.
+      training: whether to keep as many proposals as in training, or as in testing.
+
+    Returns:
+      Proposals without gradient, K of them an image.
+    """
+    candidates = config.train_candidates if training else config.test_candidates
+    count = config.train_proposals if training else config.test_proposals
+    levels = level_anchors(predictions.shapes, config)
+
+    def of_level(logits, deltas, anchors, size):
+        scores = jnp.where(anchor_ops.inside(anchors, size), nn.sigmoid(logits), -jnp.inf)
+        scores, index = jax.lax.top_k(scores, min(candidates, len(anchors)))
+        boxes = box_ops.decode(jnp.asarray(anchors)[index], deltas[index], size=size)
+        valid = jnp.isfinite(scores)
+        keep = nms.nms(boxes, scores, valid, config.nms_iou)
+        return boxes, jnp.where(keep, scores, -jnp.inf)
+
+    def of_image(logits, deltas, size):
+        boxes, scores, start = [], [], 0
+        for anchors in levels:
+            stop = start + len(anchors)
+            level = of_level(logits[start:stop], deltas[start:stop], anchors, size)
+            boxes.append(level[0])
+            scores.append(level[1])
+            start = stop
+        all_boxes, all_scores = jnp.concatenate(boxes), jnp.concatenate(scores)
+        best, index = jax.lax.top_k(all_scores, min(count, len(all_scores)))
+        valid = jnp.isfinite(best)
+        return Proposals(
+            jnp.where(valid[:, None], all_boxes[index], 0), jnp.where(valid, best, 0), valid
+        )
+
+    logits, deltas = jax.lax.stop_gradient((predictions.logits, predictions.deltas))
+    return jax.vmap(of_image)(logits, deltas, size)
+
+
+def losses(
+    predictions: Predictions,
+    size: Array,
+    targets: Targets,
+    keys: Array,
+    config,
+    total: Callable[[Array], Array],
+) -> dict[str, Array]:
+    """Binary cross-entropy of objectness and L1 of deltas on sampled anchors.
+
+    Both are summed over the batch and divided by the sum over all images of max(positives, 1) +
+    max(negatives, 1), as the released detectors do.
+
+    Args:
+      predictions: what the network says of B images.
+      size: [B, 2] int32 height and width of the images.
+      targets: the boxes to be found.
+      keys: [B] PRNG keys, one an image, for sampling anchors.
+      config: `config.model.rpn`.
+      total: sums a number over all devices.
+
+    Returns:
+      `rpn_objectness` and `rpn_boxes`: this device's share of each loss.
+    """
+    anchors = jnp.concatenate(level_anchors(predictions.shapes, config))
+
+    def of_image(logits, deltas, size, boxes, valid, key):
+        match = matching.match(
+            anchors,
+            boxes,
+            valid,
+            valid=anchor_ops.inside(anchors, size, config.border),
+            positive=config.positive_iou,
+            negative=config.negative_iou,
+            low_quality=config.negative_iou,
+        )
+        sample = matching.sample(
+            key,
+            match.kind == 1,
+            match.kind == 0,
+            config.samples,
+            int(config.samples * config.positive_share),
+        )
+        chosen = sample.index
+        objectness = optax.sigmoid_binary_cross_entropy(
+            logits[chosen], sample.positive.astype(jnp.float32)
+        )
+        wanted = box_ops.encode(anchors[chosen], boxes[match.gt_index[chosen]])
+        distance = jnp.abs(deltas[chosen] - wanted).sum(-1)
+        positives = sample.positive.sum()
+        negatives = sample.valid.sum() - positives
+        return (
+            jnp.where(sample.valid, objectness, 0).sum(),
+            jnp.where(sample.positive, distance, 0).sum(),
+            jnp.maximum(positives, 1) + jnp.maximum(negatives, 1),
+        )
+
+    objectness, distance, count = jax.vmap(of_image)(
+        predictions.logits, predictions.deltas, size, targets.boxes, targets.valid, keys
+    )
+    norm = total(count.sum()).astype(jnp.float32)
+    return {"rpn_objectness": objectness.sum() / norm, "rpn_boxes": distance.sum() / norm}

@@ -1,0 +1,57 @@
+"""A small Cascade R-CNN with Swin that the released code was run on: its weights, an input, features.
+
+`weights_recipe.py` makes every weight from its PyTorch name and shape, which `micro_cascade.json` lists.
+`micro_cascade.npz` holds, for one photograph: `image` [200, 300, 3] uint8 RGB; `backbone0` to `backbone3`
+[H, W, C / 4], every fourth channel; `fpn0` to `fpn4` [H, W, 32].
+"""
+
+import functools
+import json
+import pathlib
+
+import numpy as np
+
+from mixtrain_jax.models import torch_names
+from tests.golden import weights_recipe
+
+FOLDER = pathlib.Path(__file__).parent
+SWIN = {"embed_dim": 16, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8)}
+FPN_CHANNELS = 32
+MEAN = np.array([123.675, 116.28, 103.53])
+STD = np.array([58.395, 57.12, 57.375])
+
+
+@functools.cache
+def arrays():
+    with np.load(FOLDER / "micro_cascade.npz") as file:
+        return dict(file)
+
+
+def network_input():
+    """The normalised photograph [1, 224, 320, 3], padded to multiples of 32, and its size [1, 2]."""
+    image = arrays()["image"]
+    height, width, _ = image.shape
+    padded = np.zeros((1, -(-height // 32) * 32, -(-width // 32) * 32, 3), np.float32)
+    padded[0, :height, :width] = (image - MEAN) / STD
+    return padded, np.array([[height, width]], np.int32)
+
+
+def state_dict():
+    """All weights by their PyTorch names, in PyTorch's layout, as numpy arrays."""
+    config = json.loads((FOLDER / "micro_cascade.json").read_text())
+    return {
+        name: weights_recipe.make(name, shape, config["prefix"] or "", config["gains"])
+        for name, shape in config["param_shapes"].items()
+        if weights_recipe.is_generated(name)
+    }
+
+
+def params(shapes):
+    """The weights as our tree; `shapes` is a detector's tree of arrays or shapes, or a part of it."""
+    state = state_dict()
+    return torch_names.unflatten(
+        {
+            path: torch_names.from_torch(path, state[name])
+            for path, name in torch_names.names(shapes).items()
+        }
+    )
