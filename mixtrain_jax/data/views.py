@@ -1,0 +1,220 @@
+"""What one photograph looks like to the network: normal, weak, strong and evaluation views.
+
+A view is first drawn, in NumPy from a seeded generator, as a handful of numbers (a `Draw`), then rendered
+by TensorFlow from pixels and those numbers alone. So a picture is a deterministic function of file and seed.
+The order of operations is MixTraining's: colour, resize, flip, geometry, normalise, one warp, cut-out, pad.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+import numpy as np
+import tensorflow as tf
+
+from mixtrain_jax.data import color, geometry, records
+from mixtrain_jax.runtime.errors import UserError
+from mixtrain_jax.types import View
+
+tf.config.set_visible_devices([], "GPU")  # accelerators belong to JAX
+
+
+class Draw(NamedTuple):
+    """Everything that chance decides about one view.
+
+    Attributes:
+      size: [2] int32, height and width of the view.
+      matrix: [3, 3] float32, photograph to view.
+      color: [] int32, an index into color.NAMES.
+      level: [] int32 of the colour operation.
+      holes: [K, 4] int32, y1 x1 y2 x2 of the holes cut out; empty ones have no area.
+    """
+
+    size: np.ndarray
+    matrix: np.ndarray
+    color: np.ndarray
+    level: np.ndarray
+    holes: np.ndarray
+
+
+def draw(
+    rng: np.random.Generator,
+    kind: str,
+    size: np.ndarray,
+    scale: tuple[int, Sequence[int]],
+    augment: ConfigDict,
+) -> Draw:
+    """Draws a training view.
+
+    Args:
+      rng: the source of chance.
+      kind: 'normal', 'weak' or 'strong'.
+      size: height and width of the photograph.
+      scale: the longest long side, and the short sides to choose from.
+      augment: the config's `data.augment`.
+    """
+    long, shorts = scale
+    new_size = geometry.resized(size, long, int(rng.choice(np.asarray(shorts))))
+    matrix = geometry.scale(size, new_size)
+    if rng.random() < 0.5:
+        matrix = geometry.flip(new_size[1]) @ matrix
+    op, level = 0, 1
+    if kind in ("normal", "strong"):
+        op, level = rng.integers(len(color.NAMES)), rng.integers(1, color.LEVELS + 1)
+    holes = np.zeros([augment.cutout_holes[1], 4], np.int32)
+    if kind == "strong":
+        which, strength = rng.integers(len(geometry.NAMES)), rng.integers(1, geometry.LEVELS + 1)
+        sign = rng.choice([-1, 1])
+        matrix = geometry.geometric(which, strength, sign, new_size) @ matrix
+        low, high = augment.cutout_holes
+        count = rng.integers(low, high + 1)
+        corner = rng.integers(0, new_size, [count, 2])
+        ratio = rng.choice(augment.cutout_ratios, [count, 1])
+        end = np.minimum(corner + (new_size * ratio).astype(np.int64), new_size)
+        holes[:count] = np.concatenate([corner, end], axis=1)
+    return _draw(new_size, matrix, op, level, holes)
+
+
+def undisturbed(size: np.ndarray, new_size: np.ndarray) -> Draw:
+    """The view that is only resized, as in evaluation."""
+    return _draw(new_size, geometry.scale(size, new_size), 0, 1, np.zeros([0, 4]))
+
+
+def _draw(size, matrix, op, level, holes) -> Draw:
+    return Draw(
+        np.asarray(size, np.int32),
+        np.asarray(matrix, np.float32),
+        np.asarray(op, np.int32),
+        np.asarray(level, np.int32),
+        np.asarray(holes, np.int32),
+    )
+
+
+def targets(
+    boxes: np.ndarray, labels: np.ndarray, drawn: Draw, max_boxes: int
+) -> dict[str, np.ndarray]:
+    """The boxes of a view, padded to N = max_boxes; box k is the photograph's k-th in every view.
+
+    Args:
+      boxes: [n, 4] in the photograph, n <= N.
+      labels: [n] int32.
+
+    Returns:
+      boxes [N, 4] float32, labels [N] int32, valid [N] bool: False too where no area is left in the view.
+    """
+    moved, has_area = geometry.transform_boxes(boxes, drawn.matrix, drawn.size)
+    fields = dict(
+        boxes=np.zeros([max_boxes, 4], np.float32),
+        labels=np.zeros([max_boxes], np.int32),
+        valid=np.zeros([max_boxes], bool),
+    )
+    count = len(boxes)
+    fields["boxes"][:count] = np.where(has_area[:, None], moved, 0)
+    fields["labels"][:count] = labels
+    fields["valid"][:count] = has_area
+    return fields
+
+
+def render(
+    image: tf.Tensor, drawn: Draw, height: tf.Tensor, width: tf.Tensor, config: ConfigDict
+) -> tf.Tensor:
+    """Makes the picture of a view.
+
+    Args:
+      image: [h, w, 3] uint8 RGB, the photograph.
+      drawn: a Draw of tensors.
+      height: [] int32, to pad to.
+      width: [] int32, to pad to.
+      config: the config's `data`.
+
+    Returns:
+      [height, width, 3] float32, normalised, its values from whole grey levels; 0 outside the photograph,
+      in holes and in the padding.
+    """
+    image = color.apply(
+        image,
+        drawn.color,
+        drawn.level,
+        min_posterize_bits=config.augment.min_posterize_bits,
+        released=config.augment.released_augmentation,
+    )
+    if config.channels == "bgr":
+        image = tf.reverse(image, [2])
+    pixels, seen = geometry.warp(image, drawn.matrix, drawn.size)
+    h, w = drawn.size[0], drawn.size[1]
+    # rows of w * 3 numbers, because broadcasting over a last axis of 3 is slow
+    mean = tf.tile(tf.constant(config.mean, tf.float32), [w])
+    std = tf.tile(tf.constant(config.std, tf.float32), [w])
+    pixels = (tf.round(tf.reshape(pixels, [h, w * 3])) - mean) / std
+    y1, x1, y2, x2 = tf.unstack(drawn.holes[..., None], axis=1)
+    rows = tf.cast((tf.range(h) >= y1) & (tf.range(h) < y2), tf.float32)
+    columns = tf.cast((tf.range(w) >= x1) & (tf.range(w) < x2), tf.float32)
+    seen &= tf.matmul(rows, columns, transpose_a=True) == 0
+    pixels = tf.cond(
+        tf.reduce_all(seen),
+        lambda: pixels,
+        lambda: tf.where(tf.repeat(seen, 3, axis=1), pixels, 0.0),
+    )
+    padded = tf.pad(pixels, [[0, height - h], [0, (width - w) * 3]])
+    return tf.reshape(padded, [height, width, 3])
+
+
+def buckets_of(config: ConfigDict, split: str) -> list[tuple[int, int]]:
+    """The (height, width) that batches of a split ('train' or 'val') may be padded to."""
+    buckets = [tuple(bucket) for bucket in config.data[split].buckets]
+    if not buckets or any(side <= 0 or side % 32 for bucket in buckets for side in bucket):
+        raise UserError(f"config.data.{split}.buckets must be (height, width), multiples of 32")
+    return buckets
+
+
+def fitting_bucket(sizes: np.ndarray, buckets: Sequence[tuple[int, int]]) -> np.ndarray:
+    """The index of the smallest bucket (by area) that contains each size [..., 2]; -1 if none does."""
+    found = np.full(sizes.shape[:-1], -1, np.int16)
+    for index in sorted(range(len(buckets)), key=lambda i: -buckets[i][0] * buckets[i][1]):
+        found[(sizes <= np.array(buckets[index])).all(axis=-1)] = index
+    return found
+
+
+def single_view(data: bytes, config: ConfigDict) -> tuple[View, tuple[int, int]]:
+    """The evaluation view of one image file, as a batch of one.
+
+    Args:
+      data: the file's bytes.
+      config: the whole config; its val scale and buckets are used.
+
+    Returns:
+      the View (no boxes), and the photograph's height and width.
+
+    Raises:
+      records.Unreadable: the file is not an image.
+      UserError: no bucket is large enough.
+    """
+    image = records.decode(data)
+    size = np.array(image.shape[:2])
+    part = config.data.val
+    drawn = undisturbed(size, geometry.resized(size, *part.scale))
+    buckets = buckets_of(config, "val")
+    bucket = fitting_bucket(drawn.size, buckets)
+    if bucket < 0:
+        raise too_small(drawn.size, "val")
+    height, width = buckets[int(bucket)]
+    pixels = render(
+        tf.constant(image), Draw(*map(tf.constant, drawn)), height, width, config.data
+    )
+    boxes = targets(np.zeros([0, 4]), np.zeros([0]), drawn, config.data.max_boxes)
+    view = View(
+        image=pixels.numpy()[None],
+        size=drawn.size[None],
+        matrix=drawn.matrix[None],
+        **{key: value[None] for key, value in boxes.items()},
+        index=np.zeros([1], np.int32),
+    )
+    return view, (int(size[0]), int(size[1]))
+
+
+def too_small(size: np.ndarray, split: str) -> UserError:
+    """The error for a picture that no bucket contains."""
+    return UserError(
+        f"a picture resized to height {size[0]} and width {size[1]} fits in none of "
+        f"config.data.{split}.buckets; add a bucket (height, width), multiples of 32, that contains it"
+    )

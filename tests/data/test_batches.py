@@ -1,0 +1,294 @@
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from mixtrain_jax.data import batches, records, views
+from mixtrain_jax.runtime.errors import UserError
+
+SIZES = [(40, 60), (60, 40), (48, 48), (40, 60), (60, 40), (50, 55), (40, 60), (60, 40), (64, 32)]
+BOXES = [[(4, 6, 20, 20)], [(1, 1, 9, 9), (9, 9, 12, 30)], [(8, 8, 30, 30)]] * 2 + [[(2, 2, 20, 9)]] * 2
+
+
+@pytest.fixture
+def dataset(coco_files, config):
+    """Nine photographs, the last without boxes."""
+    coco_files(SIZES, BOXES + [[]])
+    return records.load(config.data, "train")
+
+
+def _same(one, other) -> None:
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def _take(iterator, count):
+    return list(itertools.islice(iterator, count))
+
+
+def _train(dataset, config, count, **options):
+    iterator = batches.train_batches(dataset, config, **options)
+    taken = _take(iterator, count)
+    iterator.close()
+    return taken
+
+
+def test_plan_is_pure_and_starts_anywhere(dataset, config, monkeypatch):
+    steps = _take(batches.plan(dataset, config), 60)
+    monkeypatch.setattr(batches, "_BLOCK", 1)  # plan epoch by epoch
+    for start in (0, 1, 7, 59):
+        for one, other in zip(steps[start:], batches.plan(dataset, config, start), strict=False):
+            assert one.bucket == other.bucket
+            _same(one, other)
+    config.seed = 1
+    assert [s.normal.tolist() for s in steps] != [
+        s.normal.tolist() for s in _take(batches.plan(dataset, config), 60)
+    ]
+
+
+def test_plan_switches_to_mixed_steps(dataset, config):
+    config.mixtraining.start_step = 5
+    steps = _take(batches.plan(dataset, config), 40)
+    assert [len(s.normal) for s in steps] == [4] * 5 + [2] * 35
+    assert [len(s.mixed) for s in steps] == [0] * 5 + [2] * 35
+    for start in (3, 5, 20):
+        _same(steps[start:], _take(batches.plan(dataset, config, start), 40 - start))
+    places = np.concatenate([np.concatenate([s.normal, s.mixed]) for s in steps])
+    assert len(places) == len(np.unique(places))
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_every_place_is_used_once(dataset, config, enabled):
+    """No place twice, and none forgotten but for those skipped by rule or still waiting in line."""
+    config.mixtraining.enabled = enabled
+    steps = _take(batches.plan(dataset, config), 300)
+    normal = np.concatenate([s.normal for s in steps])
+    mixed = np.concatenate([s.mixed for s in steps])
+    used = np.concatenate([normal, mixed])
+    assert len(used) == len(np.unique(used)) == 300 * 4
+    stream = batches._Stream(dataset, config)
+    epochs = used.max() // 9 + 1
+    assert all(sorted(stream.row(9 * e + i) for i in range(9)) == list(range(9)) for e in range(epochs))
+    assert 8 not in {stream.row(place) for place in normal}
+    missing = set(range(epochs * 9)) - set(used.tolist())
+    without_boxes = {place for place in missing if stream.row(place) == 8}
+    assert len(missing - without_boxes) <= 4 * 2 * 4 + 9
+    if enabled:
+        assert 8 in {stream.row(place) for place in mixed}
+        assert 0.35 < len(without_boxes) / epochs < 0.65
+    else:
+        assert len(mixed) == 0
+
+
+def test_plain_epochs_show_every_photograph_once(coco_files, config):
+    coco_files([(64, 64)] * 12, [[(4, 6, 20, 20)]] * 12)
+    config.mixtraining.enabled = False
+    config.data.train.buckets = ((64, 64),)
+    dataset = records.load(config.data, "train")
+    rows = np.concatenate([b.normal.index for b in _train(dataset, config, 9)]).reshape(3, 12)
+    assert all(sorted(epoch) == list(range(12)) for epoch in rows.tolist())
+    assert len({tuple(epoch) for epoch in rows.tolist()}) == 3
+
+
+def test_short_sides_stay_uniform(dataset, config):
+    """Sharing a bucket leaves the short side of each view uniform over the whole range."""
+    low, high = config.data.train.scale[1:]
+    stream = batches._Stream(dataset, config)
+    shorts = []
+    for step in _take(batches.plan(dataset, config), 2000):
+        bucket = stream.buckets.index(step.bucket)
+        for place in np.concatenate([step.normal, step.mixed]):
+            choices = stream.shorts_for(stream.row(place), bucket)
+            shorts.append(np.random.default_rng([5, place]).choice(choices))
+    counts = np.bincount(shorts, minlength=high + 1)[low:]
+    expected = len(shorts) / len(counts)
+    assert ((counts - expected) ** 2 / expected).sum() < 64  # 32 degrees of freedom: 0.1% is 62.5
+
+
+def test_batches(dataset, config):
+    config.mixtraining.start_step = 1
+    plain, *mixed = _train(dataset, config, 8)
+    assert plain.weak is None
+    assert plain.strong is None
+    assert plain.normal.image.shape[0] == 4
+    buckets = {tuple(bucket) for bucket in config.data.train.buckets}
+    for batch in mixed:
+        np.testing.assert_array_equal(batch.weak.index, batch.strong.index)
+        np.testing.assert_array_equal(batch.weak.labels, batch.strong.labels)
+        for view in (batch.normal, batch.weak, batch.strong):
+            assert view.image.shape == (2, *batch.normal.image.shape[1:])
+            assert view.image.shape[1:3] in buckets
+            assert view.image.dtype == view.matrix.dtype == view.boxes.dtype == np.float32
+            assert view.size.dtype == view.labels.dtype == view.index.dtype == np.int32
+            assert view.boxes.shape == (2, 5, 4)
+            assert view.valid.dtype == bool
+            for image, size in zip(view.image, view.size, strict=True):
+                assert (size <= view.image.shape[1:3]).all()
+                assert not image[size[0] :].any()
+                assert not image[:, size[1] :].any()
+        for i, row in enumerate(batch.weak.index):
+            assert batch.weak.valid[i].sum() == len(dataset.boxes[row])
+            matrix = batch.weak.matrix[i]
+            for k, (x1, y1, x2, y2) in enumerate(dataset.boxes[row]):
+                corners = matrix[:2] @ [[x1, x2], [y1, y2], [1, 1]]
+                box = [*corners.min(axis=1), *corners.max(axis=1)]
+                np.testing.assert_allclose(batch.weak.boxes[i, k], box, atol=1e-3)
+        assert (batch.normal.index != 8).all()
+
+
+def test_resume_is_exact(dataset, config):
+    config.mixtraining.start_step = 2
+    batches_of_8 = _train(dataset, config, 8)
+    for start in (1, 2, 5):
+        _same(_train(dataset, config, 8 - start, start_step=start), batches_of_8[start:])
+
+
+def test_hosts_share_batches(dataset, config):
+    config.mixtraining.start_step = 2
+    whole = _train(dataset, config, 5)
+    parts = [_train(dataset, config, 5, host_index=i, host_count=2) for i in range(2)]
+    for step in range(5):
+        joined = jax.tree.map(lambda a, b: np.concatenate([a, b]), parts[0][step], parts[1][step])
+        _same(joined, whole[step])
+
+
+@pytest.mark.parametrize("augmentation", ["normal", "strong", "random"])
+def test_plain_augmentation(dataset, config, augmentation):
+    config.mixtraining.enabled = False
+    config.data.train.augmentation = augmentation
+    views_of = [batch.normal for batch in _train(dataset, config, 20)]
+    matrices = np.concatenate([view.matrix for view in views_of])
+    tilted = ((matrices[:, 0, 1] != 0) | (matrices[:, 1, 0] != 0)).mean()
+    low, high = dict(normal=(0, 0), strong=(0.25, 0.55), random=(0.08, 0.35))[augmentation]
+    assert low <= tilted <= high
+    for view in views_of:
+        for i, row in enumerate(view.index):
+            boxes, valid = views.geometry.transform_boxes(
+                dataset.boxes[row], view.matrix[i], view.size[i]
+            )
+            np.testing.assert_array_equal(view.valid[i, : len(valid)], valid)
+            np.testing.assert_allclose(view.boxes[i, : len(valid)][valid], boxes[valid], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("batch_size", 3, r"config.batch_size = 3 must be a multiple of 2"),
+        ("data.train.buckets", ((64, 64),), r"fits in none of config.data.train.buckets"),
+        ("data.train.buckets", ((64, 65),), r"config.data.train.buckets must be"),
+        ("data.train.scale", (96, 64, 32), r"config.data.train.scale must be"),
+    ],
+)
+def test_bad_config(dataset, config, field, value, message):
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=message):
+        batches.train_batches(dataset, config)
+
+
+def test_nothing_to_train_on(coco_files, config):
+    coco_files([(64, 64)], [[]])
+    with pytest.raises(UserError, match="no image has a box"):
+        batches.train_batches(records.load(config.data, "train"), config)
+
+
+def _spoil(config, *rows):
+    for row in rows:
+        path = f"{config.data.train.images}/{row}.png"
+        with open(path, "r+b") as file:
+            file.truncate(60)
+
+
+def test_unreadable_photographs_are_replaced(dataset, config, caplog):
+    clean = _train(dataset, config, 12)
+    _spoil(config, 3)
+    config.data.max_bad_share = 0.5
+    faults = batches.Faults(config.data.max_bad_share)
+    with caplog.at_level("WARNING"):
+        first = _train(dataset, config, 12, faults=faults)
+    assert faults.count > 0
+    assert list(faults.reasons) == [3]
+    assert sum("skipping 3.png" in record.message for record in caplog.records) == 1
+    _same(_train(dataset, config, 12), first)  # whatever the threads do
+    _same(_train(dataset, config, 7, start_step=5), first[5:])
+    for ours, theirs in zip(first, clean, strict=True):
+        assert ours.normal.image.shape == theirs.normal.image.shape
+        for half in ("normal", "weak", "strong"):
+            mine, original = getattr(ours, half), getattr(theirs, half)
+            good = original.index != 3
+            np.testing.assert_array_equal(mine.image[good], original.image[good])
+            assert (mine.index != 3).all()
+    assert any((batch.normal.index == 3).any() for batch in clean)
+
+
+def test_too_many_unreadable_photographs(dataset, config):
+    _spoil(config, *range(0, 9, 2))
+    with pytest.raises(UserError, match=r"could not be read, more than config.data.max_bad_share = 0.01"):
+        _train(dataset, config, 200)
+    _spoil(config, *range(1, 9, 2))
+    config.data.max_bad_share = 1.0
+    with pytest.raises(UserError, match="no readable image fits bucket"):
+        _train(dataset, config, 200)
+
+
+def test_size_on_disk_differs(dataset, config):
+    Image.fromarray(np.zeros([30, 30, 3], np.uint8)).save(f"{config.data.train.images}/0.png")
+    faults = batches.Faults(1.0)
+    _train(dataset, config, 12, faults=faults)
+    assert faults.reasons == {0: "it is 30x30 pixels, declared 60x40"}
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 32])
+def test_evaluation_sees_every_photograph_once(dataset, config, batch_size):
+    seen = []
+    for view in batches.eval_batches(dataset, config, batch_size):
+        assert view.image.shape[0] == batch_size
+        assert np.isfinite(view.image).all()
+        for i in np.flatnonzero(view.index >= 0):
+            row = view.index[i]
+            seen.append(row)
+            height, width = dataset.sizes[row]
+            new = view.size[i]
+            expected = np.diag([new[1] / width, new[0] / height, 1])
+            np.testing.assert_allclose(view.matrix[i], expected, rtol=1e-6)
+            assert view.valid[i].sum() == len(dataset.boxes[row])
+            assert min(new) == 48 or max(new) == 96
+    assert sorted(seen) == list(range(9))
+
+
+def test_evaluation_does_not_depend_on_batch_size(dataset, config):
+    def by_row(batch_size):
+        rows = {}
+        for view in batches.eval_batches(dataset, config, batch_size):
+            for i in np.flatnonzero(view.index >= 0):
+                rows[int(view.index[i])] = jax.tree.map(lambda leaf, i=i: leaf[i], view)
+        return rows
+
+    _same(by_row(2), by_row(5))
+
+
+def test_evaluation_on_hosts_and_of_some_rows(dataset, config):
+    whole = list(batches.eval_batches(dataset, config, 4))
+    parts = [
+        list(batches.eval_batches(dataset, config, 4, host_index=i, host_count=2)) for i in range(2)
+    ]
+    assert len(parts[0]) == len(parts[1]) == len(whole)
+    for one, two, both in zip(*parts, whole, strict=True):
+        _same(jax.tree.map(lambda a, b: np.concatenate([a, b]), one, two), both)
+    some = batches.eval_batches(dataset, config, 2, rows=np.array([1, 6, 2]))
+    rows = np.concatenate([view.index for view in some])
+    assert sorted(rows[rows >= 0]) == [1, 2, 6]
+    with pytest.raises(UserError, match=r"config.eval.batch_size must be a multiple of the 2 hosts"):
+        batches.eval_batches(dataset, config, 3, host_count=2)
+    config.data.val.buckets = ((64, 64),)
+    with pytest.raises(UserError, match=r"fits in none of config.data.val.buckets"):
+        batches.eval_batches(dataset, config, 2)
+
+
+def test_unreadable_photograph_in_evaluation(dataset, config):
+    _spoil(config, 4)
+    faults = batches.Faults(0.01)
+    rows = np.concatenate([v.index for v in batches.eval_batches(dataset, config, 2, faults=faults)])
+    assert sorted(rows[rows >= 0]) == [0, 1, 2, 3, 5, 6, 7, 8]
+    assert faults.count == 1
+    assert list(faults.reasons) == [4]
