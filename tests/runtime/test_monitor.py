@@ -1,0 +1,166 @@
+import errno
+import json
+import re
+
+import numpy as np
+import pytest
+
+from mixtrain_jax.runtime import events, monitor
+
+
+class Clock:
+    """A clock that stands still until told."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(monitor.time, "perf_counter", clock)
+    return clock
+
+
+def records(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def read_events(workdir):
+    """All events as TensorFlow reads them, checksums verified."""
+    tf = pytest.importorskip("tensorflow")
+    from tensorflow.core.util import event_pb2
+
+    files = sorted(map(str, workdir.glob("events.out.tfevents.*")))
+    return [event_pb2.Event.FromString(record.numpy()) for record in tf.data.TFRecordDataset(files)]
+
+
+def test_line_shows_progress_speed_wait_and_eta(tmp_path, clock, capsys):
+    m = monitor.Monitor(tmp_path, 200, batch_size=8)
+    clock.now += 30  # compilation
+    m.log(50, {"loss": 2.5, "lr": 1e-3, "mixtraining/found": 7})
+    with m.waiting():
+        clock.now += 5
+    with m.pause():
+        clock.now += 1000
+    clock.now += 15
+    m.log(100, {"loss": np.float32(1.23456), "lr": np.array(2e-4)})
+    m.close()
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == (
+        "step  50/200 [#####...............]  25% | loss 2.5 lr 0.001 | "
+        "13.3 images/s | input wait 0% | ETA 0:01:30"
+    )
+    assert second == (
+        "step 100/200 [##########..........]  50% | loss 1.235 lr 0.0002 | "
+        "20.0 images/s | input wait 25% | ETA 0:00:40"
+    )
+    line = records(tmp_path)[0]
+    assert line["step"] == 50
+    assert line["mixtraining/found"] == 7
+    assert line["images_per_second"] == pytest.approx(50 * 8 / 30)
+
+
+def test_speed_is_smoothed_after_the_compilation(tmp_path, clock, capsys):
+    m = monitor.Monitor(tmp_path, 40, batch_size=1)
+    for step, seconds in [(10, 1000), (20, 10), (30, 20)]:
+        clock.now += seconds
+        m.log(step, {})
+    m.close()
+    rate = 0.7 * 1.0 + 0.3 * 0.5
+    assert capsys.readouterr().out.endswith(f"ETA 0:00:{round(10 / rate)}\n")
+
+
+def test_a_resumed_run_reads_like_one_never_stopped(tmp_path, capsys):
+    m = monitor.Monitor(tmp_path, 40, batch_size=1)
+    for step in (10, 20, 30):
+        m.log(step, {"loss": step})
+    m.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4')  # killed while writing
+    m = monitor.Monitor(tmp_path, 40, batch_size=1, start_step=20)
+    for step in (30, 40):
+        m.log(step, {"loss": step})
+    m.close()
+    assert [r["step"] for r in records(tmp_path)] == [10, 20, 30, 40]
+    assert re.findall(r"step (\d+)/40", capsys.readouterr().out) == ["10", "20", "30", "30", "40"]
+
+
+def test_numbers_that_are_not_finite_are_null_in_json(tmp_path):
+    m = monitor.Monitor(tmp_path, 10, batch_size=1)
+    m.scalars(1, {"val/AP": 0.5, "loss": float("nan"), "big": float("inf")})
+    m.close()
+    (record,) = records(tmp_path)
+    assert (record["val/AP"], record["loss"], record["big"]) == (0.5, None, None)
+
+
+def test_tensorflow_reads_the_event_files(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (20, 300, 3), np.uint8)
+    m = monitor.Monitor(tmp_path, 1000, batch_size=1, start_step=300)
+    m.scalars(301, {"loss": 1.5, "val/AP": float("nan")})
+    m.picture(302, "detections", pixels)
+    m.close()
+    version, start, scalars, picture = read_events(tmp_path)
+    assert version.file_version == "brain.Event:2"
+    assert (start.step, start.session_log.status) == (301, start.session_log.START)
+    assert scalars.step == 301
+    assert [v.tag for v in scalars.summary.value] == ["loss", "val/AP"]
+    assert scalars.summary.value[0].simple_value == 1.5
+    assert np.isnan(scalars.summary.value[1].simple_value)
+    (value,) = picture.summary.value
+    assert (value.tag, value.image.height, value.image.width) == ("detections", 20, 300)
+    import tensorflow as tf
+
+    decoded = tf.io.decode_png(value.image.encoded_image_string).numpy()
+    np.testing.assert_array_equal(decoded, pixels)
+
+
+def test_crc_is_castagnoli():
+    # The check value of CRC-32C, 0xE3069283 for "123456789", masked as TFRecord does.
+    masked = ((0xE3069283 >> 15 | 0xE3069283 << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    assert events._checksum(b"123456789") == masked.to_bytes(4, "little")
+
+
+def test_a_full_disk_costs_log_lines_and_one_warning(tmp_path, monkeypatch, capsys, caplog):
+    m = monitor.Monitor(tmp_path, 40, batch_size=1)
+    m.log(10, {"loss": 1})
+
+    def full(self, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        m._writer.submit(lambda: None).result()
+        patch.setattr(monitor._Appended, "add", full)
+        m.log(20, {"loss": 1})
+        m._writer.submit(lambda: None).result()
+    m.log(30, {"loss": 1})
+    m.close()
+    assert [r["step"] for r in records(tmp_path)] == [10, 30]
+    assert caplog.text.count("Logs are incomplete") == 1
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_standard_output_on_a_full_disk_is_no_harm(tmp_path, monkeypatch, caplog):
+    m = monitor.Monitor(tmp_path, 10, batch_size=1)
+    with open("/dev/full", "w", buffering=1) as full, monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", full)
+        m.log(1, {})
+        patch.undo()
+        with pytest.raises(OSError, match="No space left"):
+            full.close()
+    m.close()
+    assert [r["step"] for r in records(tmp_path)] == [1]
+    assert "No space left" in caplog.text
+
+
+def test_only_the_first_process_writes(tmp_path, capsys):
+    m = monitor.Monitor(tmp_path / "w", 10, batch_size=1, active=False)
+    m.log(1, {"loss": 1})
+    m.scalars(1, {"loss": 1})
+    m.picture(1, "x", np.zeros((2, 2, 3), np.uint8))
+    m.close()
+    assert capsys.readouterr().out == ""
+    assert not (tmp_path / "w").exists()
