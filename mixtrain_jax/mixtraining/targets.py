@@ -1,0 +1,65 @@
+"""Mixed targets: which human boxes stay, and which of the teacher's boxes join them.
+
+MixTraining, sections 3.2 and 3.3: a human box the teacher rates too low is too hard under strong
+augmentation and is left out; one that overlaps a pseudo box is replaced by it; pseudo boxes that overlap
+no human box are missing labels found. Static shapes: N human and P pseudo slots, joined and masked.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from mixtrain_jax.ops import boxes as box_ops
+from mixtrain_jax.types import Array, Targets
+
+
+class Fate(NamedTuple):
+    """What became of each box of the mixed half; all are bool and False for padding.
+
+    Attributes:
+      kept: [B, N] human boxes that are targets.
+      replaced: [B, N] human boxes a pseudo box stands in for.
+      dropped: [B, N] human boxes too hard to be targets.
+      mending: [B, P] pseudo boxes that are targets and overlap a human box.
+      missing: [B, P] pseudo boxes that are targets and overlap none.
+    """
+
+    kept: Array
+    replaced: Array
+    dropped: Array
+    mending: Array
+    missing: Array
+
+
+def combine(human: Targets, ratings: Array, pseudo: Targets, config) -> tuple[Targets, Fate]:
+    """Joins human and pseudo boxes into the targets of the strong view.
+
+    Args:
+      human: N human boxes an image, in pixels of the strong view.
+      ratings: [B, N] float32, the teacher's probability of each human box's class.
+      pseudo: P pseudo boxes an image, in pixels of the strong view.
+      config: `config.mixtraining`.
+
+    Returns:
+      Targets with N + P slots, human boxes first, and the fate of every box.
+    """
+    hard = ratings <= config.gt_score_threshold if config.mixed_augmentation else False
+    easy = human.valid & ~jnp.broadcast_to(hard, human.valid.shape)
+    overlaps = box_ops.iou(human.boxes, pseudo.boxes) > config.iou_threshold
+    overlaps &= human.valid[..., :, None] & pseudo.valid[..., None, :]
+    overlapping = overlaps.any(-2)
+
+    replaced = easy & overlaps.any(-1) & config.replace_boxes
+    fate = Fate(
+        kept=easy & ~replaced,
+        replaced=replaced,
+        dropped=human.valid & ~easy,
+        mending=pseudo.valid & overlapping & config.replace_boxes,
+        missing=pseudo.valid & ~overlapping & config.add_missing,
+    )
+    targets = Targets(
+        jnp.concatenate([human.boxes, pseudo.boxes], axis=-2),
+        jnp.concatenate([human.labels, pseudo.labels], axis=-1),
+        jnp.concatenate([fate.kept, fate.mending | fate.missing], axis=-1),
+    )
+    return targets, fate
