@@ -1,0 +1,245 @@
+"""Trains a detector.
+
+python -m mixtrain_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
+
+Started again with the same workdir, training goes on where it stopped; a finished run says so and ends.
+The workdir gets the config as it was used, checkpoints, metrics (TensorBoard and metrics.jsonl) and
+pictures.
+"""
+
+import argparse
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+
+from mixtrain_jax import cli
+from mixtrain_jax import config as configs
+from mixtrain_jax.data import batches, records
+from mixtrain_jax.evaluation import coco, detect, pictures
+from mixtrain_jax.mixtraining import state as states
+from mixtrain_jax.mixtraining.step import train_step
+from mixtrain_jax.models import detector
+from mixtrain_jax.runtime import checkpoint, parallel
+from mixtrain_jax.runtime.errors import UserError
+from mixtrain_jax.runtime.lock import lock
+from mixtrain_jax.runtime.monitor import Monitor
+from mixtrain_jax.types import Params, TrainState
+
+
+def main(flags: argparse.Namespace) -> None:
+    """Holds the workdir for this run, and trains."""
+    parallel.start()
+    with lock(flags.workdir):
+        train(flags.config, epath.Path(flags.workdir))
+
+
+def train(config: Any, workdir: epath.Path) -> None:
+    """Trains as `config` says, from scratch, from weights or from the workdir's last checkpoint."""
+    train_set = records.load(config.data, "train")
+    val_set = records.load(config.data, "val")
+    records.check_same_categories(train_set, val_set)
+    complete(config, train_set)
+    configs.save(config, workdir / "config.json")
+    print(f"{train_set.report}\n{val_set.report}", flush=True)
+
+    model = detector.build(config.model)
+    optimizer = states.make_optimizer(config, config.steps)
+    predict = detect.predictor(config)
+    checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint.keep)
+    meta = checkpoint_meta(config, train_set)
+
+    fresh = partial(states.create, model, optimizer)
+    shapes = jax.eval_shape(lambda: fresh(detector.init(model, config.seed)))
+    restored = checkpoints.restore_latest(shapes, {"categories": meta["categories"]})
+    if restored is not None:
+        state, start, _ = restored
+    else:
+        state, start = fresh(initial_parameters(model, config)), 0
+    if start >= config.steps:
+        print(f"{workdir}: training is finished, {start} of {config.steps} steps are done")
+        return
+    if start:
+        print(f"{workdir}: going on after step {start}")
+    state = parallel.place(state)
+
+    step = parallel.map_step(
+        partial(
+            train_step, model=model, optimizer=optimizer, config=config, total=parallel.total
+        )
+    )
+    rate = states.schedule(config.optimizer, config.steps)
+    host, hosts = parallel.host()
+    stream = batches.train_batches(
+        train_set, config, start_step=start, host_index=host, host_count=hosts
+    )
+    monitor = Monitor(
+        workdir,
+        config.steps,
+        batch_size=config.batch_size,
+        start_step=start,
+        active=host == 0,
+    )
+    guard = BadSteps(config.max_bad_steps, train_set)
+    names = [category["name"] for category in train_set.categories]
+
+    for done in range(start + 1, config.steps + 1):
+        with monitor.waiting():
+            batch = next(stream)
+        state, metrics, lesson = step(state, parallel.spread(batch))
+        guard.check(done, metrics, batch)
+
+        last = done == config.steps
+        if last or done % config.log.every == 0:
+            metrics = jax.device_get(metrics)
+            monitor.log(done, {"loss": metrics["loss"], "lr": rate(done - 1)} | metrics)
+        if host == 0 and (done == start + 1 or done % config.log.pictures_every == 0):
+            picture = pictures.of_batch(batch, lesson, names, config)
+            pictures.save(workdir / "pictures" / f"train_{done:07d}.png", picture)
+            monitor.picture(done, "train", picture)
+        evaluating = last or (config.eval.every and done % config.eval.every == 0)
+        if evaluating or done % config.checkpoint.every == 0:
+            with monitor.pause():
+                checkpoints.save(done, state, meta)
+        if evaluating:
+            with monitor.pause():
+                scores = evaluate(predict, state, val_set, config)
+            monitor.scalars(done, flat(scores))
+            checkpoints.record(done, next(iter(scores.values())))
+    checkpoints.close()
+    monitor.close()
+
+
+def evaluate(predict, state: TrainState, val_set: records.Dataset, config) -> dict[str, dict]:
+    """Scores the student, the teacher or both on the val split, and prints the tables."""
+    chosen = config.eval.weights
+    if chosen not in ("student", "teacher", "both"):
+        raise UserError(
+            f"config.eval.weights is {chosen!r}: choose 'student', 'teacher' or 'both'"
+        )
+    scores = {}
+    for name in ("student", "teacher") if chosen == "both" else (chosen,):
+        scores[name], _ = detect.evaluate(predict, getattr(state, name), val_set, config)
+        print(f"{name} after step {int(state.step)}\n{coco.table(scores[name])}", flush=True)
+    return scores
+
+
+def flat(scores: dict[str, dict]) -> dict[str, float]:
+    """The twelve COCO numbers of each set of weights, by the names they are logged under."""
+    return {f"val_{name}/{key}": found[key] for name, found in scores.items() for key in coco.KEYS}
+
+
+def complete(config: Any, dataset: records.Dataset) -> None:
+    """Fills in what depends on the data (classes, steps) and checks what depends on the devices.
+
+    Raises:
+      UserError: fields that contradict each other or the data; the message names them.
+    """
+    classes = len(dataset.categories)
+    if config.model.num_classes is None:
+        config.model.num_classes = classes
+    if config.model.num_classes != classes:
+        raise UserError(
+            f"config.model.num_classes is {config.model.num_classes}, but {dataset.name} has {classes} "
+            "categories; leave it unset or correct it"
+        )
+    if (config.steps is None) == (config.epochs is None):
+        raise UserError("set either config.steps or config.epochs, not both and not neither")
+    if config.steps_per_epoch is None:
+        config.steps_per_epoch = math.ceil(len(dataset) / config.batch_size)
+    if config.steps is None:
+        config.steps = round(config.epochs * config.steps_per_epoch)
+    halves = 2 if config.mixtraining.enabled else 1
+    parallel.check_batch_size("batch_size", config.batch_size, halves * config.accumulate)
+    parallel.check_batch_size("eval.batch_size", config.eval.batch_size)
+
+
+def checkpoint_meta(config: Any, dataset: records.Dataset) -> dict:
+    """What a checkpoint says about its model, for `evaluate`, `predict` and people."""
+    return {"categories": dataset.categories, "config": config.to_dict()}
+
+
+def initial_parameters(model: detector.Detector, config: Any) -> Params:
+    """Fresh parameters, or those of `config.init_from` as far as they fit.
+
+    Arrays the checkpoint lacks or has in another shape (the last layers, when the classes differ) stay
+    as initialised, and are named in the log.
+
+    Raises:
+      UserError: there is no such checkpoint, or nothing in it fits.
+    """
+    params = detector.init(model, config.seed)
+    if not config.init_from:
+        return params
+    loaded, _ = checkpoint.load_weights(config.init_from)
+    ours, tree = jax.tree_util.tree_flatten_with_path(params)
+    theirs = {jax.tree_util.keystr(k): v for k, v in jax.tree_util.tree_leaves_with_path(loaded)}
+    names = [jax.tree_util.keystr(path) for path, _ in ours]
+    fits = [n in theirs and theirs[n].shape == v.shape for n, (_, v) in zip(names, ours, strict=True)]
+    if not any(fits):
+        raise UserError(f"config.init_from={config.init_from}: none of its arrays fits this model")
+    fresh = [name for name, fit in zip(names, fits, strict=True) if not fit]
+    rest = f"; as initialised: {', '.join(fresh)}" if fresh else ""
+    print(f"took {sum(fits)} of {len(fits)} arrays from {config.init_from}{rest}", flush=True)
+    values = [
+        theirs[name] if fit else value
+        for name, fit, (_, value) in zip(names, fits, ours, strict=True)
+    ]
+    return jax.tree.unflatten(tree, [np.asarray(value) for value in values])
+
+
+class BadSteps:
+    """Watches for losses that are not finite, one step behind so that devices never wait for it."""
+
+    def __init__(self, limit: int, dataset: records.Dataset):
+        self.limit = limit
+        self.dataset = dataset
+        self.row = 0
+        self.waiting: list = []
+
+    def check(self, step: int, metrics: dict, batch: Any) -> None:
+        """Looks at the step before this one.
+
+        Raises:
+          UserError: too many bad steps in a row.
+        """
+        previous, self.waiting = self.waiting, [(step, metrics, batch)]
+        for done, found, seen in previous:
+            if not float(found["bad"]):
+                self.row = 0
+                continue
+            self.row += 1
+            losses = {
+                name: float(value)
+                for name, value in found.items()
+                if name == "loss" or name.startswith(("normal/", "mixed/"))
+            }
+            ids = [
+                int(self.dataset.image_ids[row])
+                for view in (seen.normal, seen.strong)
+                if view is not None
+                for row in view.index
+            ]
+            message = f"step {done} has a loss or gradient that is not finite: {losses}, images {ids}"
+            logging.warning("%s; the step is left out", message)
+            if self.row >= self.limit:
+                raise UserError(
+                    f"{message}; it is the {self.row}th in a row, so training stops; the last checkpoint "
+                    "is good: lower config.optimizer.learning_rate or look at these images"
+                )
+
+
+def parse() -> argparse.ArgumentParser:
+    """Returns the command's flags."""
+    parser = cli.parser(__doc__)
+    parser.add_argument("--workdir", required=True, help="directory of this run")
+    return parser
+
+
+if __name__ == "__main__":
+    logging.set_verbosity(logging.WARNING)
+    cli.run(main, parse())
