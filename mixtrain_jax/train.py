@@ -209,7 +209,7 @@ class BadSteps:
         """
         previous, self.waiting = self.waiting, [(step, metrics, batch)]
         for done, found, seen in previous:
-            if not float(found["bad"]):
+            if not float(found["update/bad"]):
                 self.row = 0
                 continue
             self.row += 1

@@ -1,13 +1,13 @@
 """COCO-format annotation files: read once, checked to the last id, turned into a `Dataset`."""
 
-from collections.abc import Iterable
 import json
 import math
 import os
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, TypeGuard
 
-from etils import epath
 import numpy as np
+from etils import epath
 
 from mixtrain_jax.data import records
 from mixtrain_jax.runtime.errors import UserError
@@ -25,8 +25,8 @@ def load(annotations: str, images: str, max_boxes: int, *, name: str = "coco") -
       name: how messages call this data set.
 
     Raises:
-      UserError: the file is missing or unreadable or not COCO, ids are repeated, annotations name images
-        or categories that are not there, or image files are missing.
+      UserError: the file is missing or unreadable or not COCO, ids are repeated, annotations name
+        images or categories that are not there, or image files are missing.
     """
     content = _read(annotations)
     photos = _by_id(annotations, "images", content)
@@ -74,15 +74,15 @@ def load(annotations: str, images: str, max_boxes: int, *, name: str = "coco") -
         categories=categories,
         read=lambda row: (folder / files[row]).read_bytes(),
         names=lambda row: files[row],
-        ground_truth=dict(
-            info={},
-            images=[
-                dict(id=key, file_name=file, height=size[0], width=size[1])
+        ground_truth={
+            "info": {},
+            "images": [
+                {"id": key, "file_name": file, "height": size[0], "width": size[1]}
                 for (key, size), file in zip(sizes.items(), files, strict=True)
             ],
-            annotations=[each for each in truth if np.isfinite(each["bbox"]).all()],
-            categories=categories,
-        ),
+            "annotations": [each for each in truth if np.isfinite(each["bbox"]).all()],
+            "categories": categories,
+        },
         report=records.report(name, annotations, labels, categories, targets.left_out),
     )
 
@@ -141,17 +141,18 @@ def _annotations(
             unknown["category"].append(f"{key} (category_id {entry.get('category_id')!r})")
         bbox = _bbox(path, key, entry.get("bbox"))
         area = entry.get("area")
-        if not _number(area) or not math.isfinite(_float(area)):
+        area = _float(area) if _number(area) else math.nan
+        if not math.isfinite(area):
             area = bbox[2] * bbox[3]
         truth.append(
-            dict(
-                id=key,
-                image_id=image,
-                category_id=category,
-                bbox=bbox,
-                area=_float(area),
-                iscrowd=int(bool(entry.get("iscrowd", 0))),
-            )
+            {
+                "id": key,
+                "image_id": image,
+                "category_id": category,
+                "bbox": bbox,
+                "area": area,
+                "iscrowd": int(bool(entry.get("iscrowd", 0))),
+            }
         )
     for kind, found in unknown.items():
         if found:
@@ -185,7 +186,7 @@ def _text(path: str, field: str, key: int, entry: dict[str, Any], name: str) -> 
 
 
 def _check_files(images: str, files: list[str]) -> None:
-    """Lists each folder once, far cheaper than asking for every file, above all on remote storage."""
+    """Raises UserError if files are missing. Lists folders: faster than to ask for each file."""
     folder = epath.Path(images)
     present: dict[str, set[str]] = {}
     missing = []
@@ -209,7 +210,7 @@ def _listing(folder: epath.Path) -> set[str]:
         return set()
 
 
-def _number(value: Any) -> bool:
+def _number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -222,9 +223,8 @@ def _float(value: float) -> float:
 
 def _integer(value: Any) -> int | None:
     """The value as an int if it is one, also when written as 1.0; else None."""
-    if _number(value) and (isinstance(value, int) or value.is_integer()):
-        return int(value)
-    return None
+    whole = _number(value) and (isinstance(value, int) or value.is_integer())
+    return int(value) if whole else None
 
 
 def _some(values: Iterable[Any]) -> str:

@@ -1,9 +1,9 @@
 """The nine colour operations of the normal and strong views, on uint8 RGB images in TensorFlow.
 
-Each is a function of (image [h, w, 3] uint8, level) and returns another such image; the level is an integer
-from 1 to 9, its magnitude level / 10 (MixTraining, appendix; the families of RandAugment). Equalise,
-auto-contrast, posterise and solarise are Pillow's `ImageOps`; contrast and the grey blend use the grey of
-ITU-R 601.
+Each is a function of (image [h, w, 3] uint8, level) and returns another such image; the level is an
+integer from 1 to 9, its magnitude level / 10 (MixTraining, appendix; the families of RandAugment).
+Equalise, auto-contrast, posterise and solarise are Pillow's `ImageOps`; contrast and the grey blend
+use the grey of ITU-R 601.
 """
 
 import tensorflow as tf
@@ -68,7 +68,7 @@ def brightness(image: tf.Tensor, level: tf.Tensor) -> tf.Tensor:
 
 
 def sharpness(image: tf.Tensor, level: tf.Tensor) -> tf.Tensor:
-    """Blends with the image's Laplacian, in which flat regions are black; "hue" in the released code."""
+    """Blends with the image's Laplacian, black where flat; "hue" in the released code."""
     pixels = tf.cast(image, tf.float32)
     height, width = tf.unstack(tf.shape(image)[:2])
     laplacian = (
@@ -124,8 +124,8 @@ def grey(image: tf.Tensor, level: tf.Tensor) -> tf.Tensor:
 
 def solarize(image: tf.Tensor, level: tf.Tensor) -> tf.Tensor:
     """Inverts values of at least 256 - 256 * magnitude."""
-    threshold = 256 - 25.6 * tf.cast(level, tf.float32)
-    return tf.where(tf.cast(image, tf.float32) < threshold, image, 255 - image)
+    threshold = tf.cast((2569 - 256 * level) // 10, tf.uint8)  # rounded up
+    return tf.where(image < threshold, image, 255 - image)
 
 
 def _factor(level: tf.Tensor) -> tf.Tensor:

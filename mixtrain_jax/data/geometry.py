@@ -1,8 +1,8 @@
-"""Sizes, 3x3 matrices, boxes and pixels that move with them: the geometry of views.
+"""3x3 matrices, and the boxes and pixels that move with them: the geometry of views.
 
-A matrix takes homogeneous (x, y, 1) of one picture to another, in continuous pixel coordinates: the first
-pixel spans 0 to 1, its centre is 0.5. Matrices and boxes are NumPy, only `warp` touches pixels and is
-TensorFlow.
+A matrix takes homogeneous (x, y, 1) of one picture to another, in continuous pixel coordinates: the
+first pixel spans 0 to 1, its centre is 0.5. Matrices and boxes are NumPy, only `warp` touches
+pixels and is TensorFlow.
 """
 
 import numpy as np
@@ -10,22 +10,6 @@ import tensorflow as tf
 
 NAMES = ("identity", "translate_x", "translate_y", "rotate", "shear_x")
 LEVELS = 9
-
-
-def resized(sizes: np.ndarray, long: int, short: np.ndarray | int) -> np.ndarray:
-    """Sizes after a resize that keeps the aspect.
-
-    Args:
-      sizes: [..., 2] height and width.
-      long: the longest the long side may become.
-      short: [...] what the short side becomes if the long side allows it.
-
-    Returns:
-      [..., 2] int64: int(side * factor + 0.5), at least 1.
-    """
-    sizes = np.asarray(sizes)
-    factor = np.minimum(long / sizes.max(axis=-1), np.asarray(short) / sizes.min(axis=-1))
-    return np.maximum((sizes * factor[..., None] + 0.5).astype(np.int64), 1)
 
 
 def scale(size: np.ndarray, new_size: np.ndarray) -> np.ndarray:
@@ -44,7 +28,7 @@ def translate(x: float, y: float) -> np.ndarray:
 
 
 def rotate(degrees: float, size: np.ndarray) -> np.ndarray:
-    """The matrix [3, 3] of a counter-clockwise rotation about the centre of a (height, width) picture."""
+    """The matrix [3, 3] of a counter-clockwise turn about the centre of a (height, width)."""
     cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     turn = np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]])
     x, y = size[1] / 2, size[0] / 2
@@ -83,8 +67,8 @@ def transform_boxes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Maps boxes by a matrix: the bounds of the four moved edge mid-points, clipped to the target.
 
-    The NumPy twin of `ops.boxes.transform`. Mid-points of edges, not corners, keep boxes tight on round
-    objects under rotation and shear.
+    The NumPy twin of `ops.boxes.transform`. Mid-points of edges, not corners, keep boxes tight on
+    round objects under rotation and shear.
 
     Args:
       boxes: [N, 4] x1 y1 x2 y2.
@@ -113,9 +97,9 @@ def transform_boxes(
 def warp(image: tf.Tensor, matrix: tf.Tensor, size: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Draws an image moved by an affine matrix, bilinearly.
 
-    A target pixel whose centre comes from inside the source, [0, w] x [0, h], gets the bilinear value
-    there, with coordinates clamped to the pixel centres at the rim; any other pixel is outside. So a mere
-    resize is the usual half-pixel aligned one, and flips are exact.
+    A target pixel whose centre comes from inside the source, [0, w] x [0, h], gets the bilinear
+    value there, with coordinates clamped to the pixel centres at the rim; any other pixel is
+    outside. So a mere resize is the usual half-pixel aligned one, and flips are exact.
 
     Args:
       image: [h, w, 3] uint8.
@@ -134,7 +118,7 @@ def warp(image: tf.Tensor, matrix: tf.Tensor, size: tf.Tensor) -> tuple[tf.Tenso
 
 
 def _stretch(image: tf.Tensor, matrix: tf.Tensor, size: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """`warp` for matrices that only scale, flip and shift: the flip first, then separable resizing."""
+    """`warp` for matrices that only scale, flip and shift: flips, then resizes separably."""
     height, width = tf.unstack(tf.cast(tf.shape(image)[:2], tf.float32))
     flipped = matrix[0, 0] < 0
     image = tf.cond(flipped, lambda: tf.reverse(image, [1]), lambda: image)

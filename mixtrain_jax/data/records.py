@@ -1,15 +1,17 @@
-"""A data set as plain numbers, checked once at start-up, and the one door from a file's bytes to pixels.
+"""A data set as plain numbers, checked once at start-up, and the one door from a file's bytes to
+pixels.
 
-Every source (COCO files, TensorFlow Datasets) ends in one `Dataset`; what follows it knows no formats.
+Every source (COCO files, TensorFlow Datasets) ends in one `Dataset`; what follows it knows no
+formats.
 """
 
-from collections.abc import Callable, Sequence
 import dataclasses
 import io
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from ml_collections import ConfigDict
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
 from mixtrain_jax.runtime.errors import UserError
@@ -50,7 +52,7 @@ class Dataset:
 
 
 def load(config: ConfigDict, split: str) -> Dataset:
-    """Reads and checks the 'train' or 'val' split that `config`, the config's `data` part, describes."""
+    """Reads and checks the split, 'train' or 'val', of a config's `data` part."""
     part = config[split]
     if config.source == "coco":
         from mixtrain_jax.data import coco
@@ -138,7 +140,7 @@ class Targets:
 
     def _note(self, reason: str, hit: np.ndarray, ids: Sequence[int]) -> None:
         if hit.any():
-            self.left_out.setdefault(reason, []).extend(ids[i] for i in np.flatnonzero(hit))
+            self.left_out.setdefault(reason, []).extend(np.asarray(ids)[hit].tolist())
 
 
 def report(
@@ -175,8 +177,8 @@ class Unreadable(Exception):
 def decode(data: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
     """Decodes an image file of any kind that Pillow knows to [h, w, 3] uint8 RGB.
 
-    Grey, palette, CMYK and 16-bit images become 8-bit RGB, alpha is dropped. The rotation that EXIF asks
-    for is done, unless only the picture as stored has the declared size.
+    Grey, palette, CMYK and 16-bit images become 8-bit RGB, alpha is dropped. The rotation that EXIF
+    asks for is done, unless only the picture as stored has the declared size.
 
     Args:
       data: the file's bytes.
@@ -205,7 +207,7 @@ def decode(data: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
-    """Pixels [h, w, 3] uint8 of an opened image; Pillow would clip deep grey ones instead of scaling."""
+    """Pixels [h, w, 3] uint8; deep grey is scaled, which Pillow would clip."""
     if image.mode.startswith("I"):
         grey = np.clip(np.asarray(image), 0, 65535) // 257
     elif image.mode == "F":

@@ -1,19 +1,19 @@
 """What one photograph looks like to the network: normal, weak, strong and evaluation views.
 
-A view is first drawn, in NumPy from a seeded generator, as a handful of numbers (a `Draw`), then rendered
-by TensorFlow from pixels and those numbers alone. So a picture is a deterministic function of file and seed.
-The order of operations is MixTraining's: colour, resize, flip, geometry, normalise, one warp, cut-out, pad.
+A view is first drawn, in NumPy from a seeded generator, as a handful of numbers (a `Draw`), then
+rendered by TensorFlow from pixels and those numbers alone. So a picture is a deterministic function
+of file and seed. The order of operations is MixTraining's: colour, resize, flip, geometry,
+normalise, one warp, cut-out, pad.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
 import numpy as np
 import tensorflow as tf
+from ml_collections import ConfigDict
 
-from mixtrain_jax.data import color, geometry, records
-from mixtrain_jax.runtime.errors import UserError
+from mixtrain_jax.data import buckets, color, geometry
 from mixtrain_jax.types import View
 
 tf.config.set_visible_devices([], "GPU")  # accelerators belong to JAX
@@ -41,7 +41,7 @@ def draw(
     rng: np.random.Generator,
     kind: str,
     size: np.ndarray,
-    scale: tuple[int, Sequence[int]],
+    scale: tuple[int, Sequence[int] | np.ndarray],
     augment: ConfigDict,
 ) -> Draw:
     """Draws a training view.
@@ -54,18 +54,23 @@ def draw(
       augment: the config's `data.augment`.
     """
     long, shorts = scale
-    new_size = geometry.resized(size, long, int(rng.choice(np.asarray(shorts))))
+    new_size = buckets.resized(size, long, int(rng.choice(np.asarray(shorts))))
     matrix = geometry.scale(size, new_size)
     if rng.random() < 0.5:
         matrix = geometry.flip(new_size[1]) @ matrix
     op, level = 0, 1
     if kind in ("normal", "strong"):
-        op, level = rng.integers(len(color.NAMES)), rng.integers(1, color.LEVELS + 1)
+        op = int(rng.integers(len(color.NAMES)))
+        level = int(rng.integers(1, color.LEVELS + 1))
     holes = np.zeros([augment.cutout_holes[1], 4], np.int32)
     if kind == "strong":
-        which, strength = rng.integers(len(geometry.NAMES)), rng.integers(1, geometry.LEVELS + 1)
-        sign = rng.choice([-1, 1])
-        matrix = geometry.geometric(which, strength, sign, new_size) @ matrix
+        moved = geometry.geometric(
+            int(rng.integers(len(geometry.NAMES))),
+            int(rng.integers(1, geometry.LEVELS + 1)),
+            int(rng.choice([-1, 1])),
+            new_size,
+        )
+        matrix = moved @ matrix
         low, high = augment.cutout_holes
         count = rng.integers(low, high + 1)
         corner = rng.integers(0, new_size, [count, 2])
@@ -100,14 +105,15 @@ def targets(
       labels: [n] int32.
 
     Returns:
-      boxes [N, 4] float32, labels [N] int32, valid [N] bool: False too where no area is left in the view.
+      boxes [N, 4] float32, labels [N] int32, valid [N] bool: False too where no area is left in the
+      view.
     """
     moved, has_area = geometry.transform_boxes(boxes, drawn.matrix, drawn.size)
-    fields = dict(
-        boxes=np.zeros([max_boxes, 4], np.float32),
-        labels=np.zeros([max_boxes], np.int32),
-        valid=np.zeros([max_boxes], bool),
-    )
+    fields = {
+        "boxes": np.zeros([max_boxes, 4], np.float32),
+        "labels": np.zeros([max_boxes], np.int32),
+        "valid": np.zeros([max_boxes], bool),
+    }
     count = len(boxes)
     fields["boxes"][:count] = np.where(has_area[:, None], moved, 0)
     fields["labels"][:count] = labels
@@ -128,8 +134,8 @@ def render(
       config: the config's `data`.
 
     Returns:
-      [height, width, 3] float32, normalised, its values from whole grey levels; 0 outside the photograph,
-      in holes and in the padding.
+      [height, width, 3] float32, normalised, its values from whole grey levels; 0 outside the
+      photograph, in holes and in the padding.
     """
     image = color.apply(
         image,
@@ -159,62 +165,29 @@ def render(
     return tf.reshape(padded, [height, width, 3])
 
 
-def buckets_of(config: ConfigDict, split: str) -> list[tuple[int, int]]:
-    """The (height, width) that batches of a split ('train' or 'val') may be padded to."""
-    buckets = [tuple(bucket) for bucket in config.data[split].buckets]
-    if not buckets or any(side <= 0 or side % 32 for bucket in buckets for side in bucket):
-        raise UserError(f"config.data.{split}.buckets must be (height, width), multiples of 32")
-    return buckets
-
-
-def fitting_bucket(sizes: np.ndarray, buckets: Sequence[tuple[int, int]]) -> np.ndarray:
-    """The index of the smallest bucket (by area) that contains each size [..., 2]; -1 if none does."""
-    found = np.full(sizes.shape[:-1], -1, np.int16)
-    for index in sorted(range(len(buckets)), key=lambda i: -buckets[i][0] * buckets[i][1]):
-        found[(sizes <= np.array(buckets[index])).all(axis=-1)] = index
-    return found
-
-
-def single_view(data: bytes, config: ConfigDict) -> tuple[View, tuple[int, int]]:
-    """The evaluation view of one image file, as a batch of one.
+def single_view(image: np.ndarray, config: ConfigDict) -> View:
+    """The evaluation view of one picture in memory, as a batch of one without boxes.
 
     Args:
-      data: the file's bytes.
+      image: [h, w, 3] uint8 RGB.
       config: the whole config; its val scale and buckets are used.
 
-    Returns:
-      the View (no boxes), and the photograph's height and width.
-
     Raises:
-      records.Unreadable: the file is not an image.
       UserError: no bucket is large enough.
     """
-    image = records.decode(data)
     size = np.array(image.shape[:2])
-    part = config.data.val
-    drawn = undisturbed(size, geometry.resized(size, *part.scale))
-    buckets = buckets_of(config, "val")
-    bucket = fitting_bucket(drawn.size, buckets)
+    drawn = undisturbed(size, buckets.resized(size, *config.data.val.scale))
+    sizes = buckets.of(config, "val")
+    bucket = buckets.fitting(drawn.size, sizes)
     if bucket < 0:
-        raise too_small(drawn.size, "val")
-    height, width = buckets[int(bucket)]
-    pixels = render(
-        tf.constant(image), Draw(*map(tf.constant, drawn)), height, width, config.data
+        raise buckets.too_small(drawn.size, "val")
+    height, width = sizes[int(bucket)]
+    pixels = render(tf.constant(image), Draw(*map(tf.constant, drawn)), height, width, config.data)
+    fields: dict[str, Any] = dict(
+        image=pixels.numpy(),
+        size=drawn.size,
+        matrix=drawn.matrix,
+        index=np.zeros([], np.int32),
+        **targets(np.zeros([0, 4]), np.zeros([0]), drawn, config.data.max_boxes),
     )
-    boxes = targets(np.zeros([0, 4]), np.zeros([0]), drawn, config.data.max_boxes)
-    view = View(
-        image=pixels.numpy()[None],
-        size=drawn.size[None],
-        matrix=drawn.matrix[None],
-        **{key: value[None] for key, value in boxes.items()},
-        index=np.zeros([1], np.int32),
-    )
-    return view, (int(size[0]), int(size[1]))
-
-
-def too_small(size: np.ndarray, split: str) -> UserError:
-    """The error for a picture that no bucket contains."""
-    return UserError(
-        f"a picture resized to height {size[0]} and width {size[1]} fits in none of "
-        f"config.data.{split}.buckets; add a bucket (height, width), multiples of 32, that contains it"
-    )
+    return View(**{key: value[None] for key, value in fields.items()})

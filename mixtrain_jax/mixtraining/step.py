@@ -64,7 +64,7 @@ def train_step(
     Returns:
       The next state and metrics, the same on all devices, and the teacher's lesson for this device's
       photographs (None in plain training). If the loss or the gradient is not finite the
-      parameters and the optimizer stay as they were and the metric `bad` is 1.
+      parameters and the optimizer stay as they were and the metric `update/bad` is 1.
     """
     teacher = states.follow(
         state.teacher, state.student, states.momentum(config.mixtraining, state.step)
@@ -95,9 +95,9 @@ def train_step(
         (state.student, state.optimizer),
     )
     metrics |= {
-        "gradient_norm": size,
-        "teacher_distance": states.distance(teacher, student),
-        "bad": 1 - good.astype(jnp.float32),
+        "update/gradient_norm": size,
+        "teacher/distance": states.distance(teacher, student),
+        "update/bad": 1 - good.astype(jnp.float32),
     }
     return TrainState(state.step + 1, student, teacher, moved), metrics, lesson
 

@@ -1,10 +1,10 @@
 """ResNet (He et al., 2016) as a backbone: four feature maps at strides 4, 8, 16 and 32.
 
-Two kinds of norm: batch norm frozen at stored statistics, as detectors use it with ImageNet weights,
-and group norm for training from random weights. Two styles of bottleneck: "caffe" strides in the
-first 1x1 convolution, "pytorch" in the 3x3. Whatever a batch adds beyond a picture's own pad is
-inert: features there are zeroed before each 3x3 convolution and the pooling, and left out of group
-norm's statistics.
+Two kinds of norm: batch norm frozen at stored statistics, as detectors use it with ImageNet
+weights, and group norm for training from random weights. Two styles of bottleneck: "caffe" strides
+in the first 1x1 convolution, "pytorch" in the 3x3. Whatever a batch adds beyond a picture's own pad
+is inert: features there are zeroed before each 3x3 convolution and the pooling, and left out of
+group norm's statistics.
 """
 
 import math
@@ -45,9 +45,7 @@ class ResNet(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(
-        self, image: Array, size: Array, keys: Array | None = None
-    ) -> tuple[Array, Array, Array, Array]:
+    def __call__(self, image: Array, size: Array, keys: Array | None = None) -> tuple[Array, ...]:
         """Computes features.
 
         Args:
@@ -92,7 +90,7 @@ def frozen(path: Sequence[str], norm: str = "frozen_batch", frozen_stages: int =
     if norm != "frozen_batch":
         return False
     stages = ["stem"] + [f"stage{i}" for i in range(frozen_stages)] if frozen_stages >= 0 else []
-    return path[0] in stages or path[-2].startswith("norm")
+    return path[0] in stages or "norm" in path[-2]
 
 
 class Stem(nn.Module):
@@ -200,7 +198,7 @@ def conv(channels: int, side: int, step: int, dtype: Any, name: str) -> nn.Conv:
 
 
 def norm(kind: str, dtype: Any, name: str, last: bool = False) -> nn.Module:
-    """The norm of the given kind; a block's last group norm starts at zero, the block as identity."""
+    """The norm of the given kind; a block's last group norm starts at zero: an identity block."""
     if kind == "frozen_batch":
         return FrozenBatchNorm(dtype, name=name)
     return GroupNorm(dtype, nn.initializers.zeros if last else nn.initializers.ones, name=name)

@@ -47,9 +47,7 @@ class Swin(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(
-        self, image: Array, size: Array, keys: Array | None = None
-    ) -> tuple[Array, Array, Array, Array]:
+    def __call__(self, image: Array, size: Array, keys: Array | None = None) -> tuple[Array, ...]:
         """Computes features.
 
         Args:
@@ -170,7 +168,7 @@ class Block(nn.Module):
         y = norm(self.dtype, "norm1")(x)
         y = jnp.where(padding.inside(height, width, extent)[..., None], y, 0)
         y = pad_to_multiple(y, window)
-        padded = y.shape[1:3]
+        padded = y.shape[1], y.shape[2]
         y = jnp.roll(y, (-self.shift, -self.shift), (1, 2))
         y = WindowAttention(self.num_heads, window, self.dtype, name="attention")(
             to_windows(y, window), attention_mask(padded, window, self.shift, extent)
@@ -247,7 +245,7 @@ def pad_to_multiple(x: Array, multiple: int) -> Array:
     return jnp.pad(x, ((0, 0), (0, down), (0, right), (0, 0)))
 
 
-def to_windows(x: Array, window: int) -> Array:
+def to_windows(x: Any, window: int) -> Any:
     """[B, H, W, C] to [B, N, T, C], N windows of T = window**2 tokens, both in row-major order."""
     b, h, w, c = x.shape
     x = x.reshape(b, h // window, window, w // window, window, c).swapaxes(2, 3)

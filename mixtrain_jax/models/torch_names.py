@@ -1,14 +1,17 @@
 """Names and layouts of our parameters in mmdetection's PyTorch checkpoints, both ways.
 
-Our parameters are a tree of dictionaries; a path such as "backbone/stem/conv/kernel" names a leaf. One table
-of rules gives the name of each in PyTorch; since a model's tree is known, reading the table backwards is a
-matter of inverting a dictionary. Layouts differ too: PyTorch keeps convolutions as OIHW and ours are HWIO, its
-dense layers are transposed, and its first dense layer of a box head reads features channel by channel.
+Our parameters are a tree of dictionaries; a path such as "backbone/stem/conv/kernel" names a leaf.
+One table of rules gives the name of each in PyTorch; since a model's tree is known, reading the
+table backwards is a matter of inverting a dictionary. Layouts differ too: convolutions are OIHW
+there and HWIO here, dense layers are transposed, and the first dense layer of a box head reads its
+features channel by channel there and cell by cell here.
 """
 
 import re
+from typing import Any
 
 import numpy as np
+from flax import traverse_util
 
 from mixtrain_jax.types import Params
 
@@ -53,25 +56,14 @@ LEAVES = {
 ROI_SIDE = 7
 
 
-def flatten(params: Params, prefix: str = "") -> dict[str, object]:
+def flatten(params: Params) -> dict[str, Any]:
     """Turns a tree into {"backbone/stem/conv/kernel": leaf, ...}."""
-    flat: dict[str, object] = {}
-    for key, value in params.items():
-        path = f"{prefix}{key}"
-        flat.update(flatten(value, path + "/") if hasattr(value, "items") else {path: value})
-    return flat
+    return traverse_util.flatten_dict(params, sep="/")
 
 
-def unflatten(flat: dict[str, object]) -> Params:
+def unflatten(flat: dict[str, Any]) -> Params:
     """The inverse of `flatten`."""
-    params: Params = {}
-    for path, value in flat.items():
-        *parents, leaf = path.split("/")
-        node = params
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = value
-    return params
+    return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def names(params: Params) -> dict[str, str]:
@@ -91,39 +83,43 @@ def _name(path: str, rules: dict[str, str]) -> str:
     for ours, theirs in rules.items():
         pattern = re.sub(r"\{(\w)\}", r"(?P<\1>\\d+)", ours) + r"(?P<rest>(/\w+)*)"
         if found := re.fullmatch(pattern, module):
-            numbers = {
-                letter: int(n) for letter, n in found.groupdict().items() if letter != "rest"
-            }
-            name = re.sub(
-                r"\{(\w)([+-]\d)?\}", lambda m: str(numbers[m[1]] + int(m[2] or 0)), theirs
-            )
-            return f"{name}{found['rest'].replace('/', '.')}.{LEAVES[leaf]}"
+            return _fill(theirs, found) + found["rest"].replace("/", ".") + "." + LEAVES[leaf]
     raise ValueError(f"no rule names {path}")
+
+
+def _fill(template: str, found: re.Match) -> str:
+    """Puts numbers in the place of "{i}" or "{i+1}"."""
+    return re.sub(r"\{(\w)([+-]\d)?\}", lambda m: str(int(found[m[1]]) + int(m[2] or 0)), template)
 
 
 def to_torch(path: str, value: np.ndarray) -> np.ndarray:
     """Brings a parameter of ours into PyTorch's layout."""
-    if path.endswith("/fc1/kernel") and path.startswith("roi_head/"):
-        channels = value.shape[0] // ROI_SIDE**2
-        return (
-            value.reshape(ROI_SIDE, ROI_SIDE, channels, -1)
-            .transpose(3, 2, 0, 1)
-            .reshape(-1, value.shape[0])
-        )
-    if path.endswith("/kernel"):
-        return value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
-    return value
+    if not path.endswith("/kernel"):
+        return value
+    if value.ndim == 4:
+        return value.transpose(3, 2, 0, 1)
+    if _reads_rois(path):
+        cells = value.reshape(ROI_SIDE, ROI_SIDE, -1, value.shape[1])
+        return cells.transpose(3, 2, 0, 1).reshape(value.shape[::-1])
+    return value.T
 
 
 def from_torch(path: str, value: np.ndarray) -> np.ndarray:
     """Brings a PyTorch parameter into our layout; the inverse of `to_torch`."""
-    if path.endswith("/fc1/kernel") and path.startswith("roi_head/"):
-        channels = value.shape[1] // ROI_SIDE**2
-        return (
-            value.reshape(-1, channels, ROI_SIDE, ROI_SIDE)
-            .transpose(2, 3, 1, 0)
-            .reshape(value.shape[1], -1)
-        )
-    if path.endswith("/kernel"):
-        return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
-    return value
+    if not path.endswith("/kernel"):
+        return value
+    if value.ndim == 4:
+        return value.transpose(2, 3, 1, 0)
+    if _reads_rois(path):
+        cells = value.reshape(value.shape[0], -1, ROI_SIDE, ROI_SIDE)
+        return cells.transpose(2, 3, 1, 0).reshape(value.shape[::-1])
+    return value.T
+
+
+def torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that a parameter of ours has in PyTorch."""
+    return to_torch(path, np.broadcast_to(np.float32(0), shape)).shape
+
+
+def _reads_rois(path: str) -> bool:
+    return path.startswith("roi_head/") and path.endswith("/fc1/kernel")

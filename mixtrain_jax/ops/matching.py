@@ -66,6 +66,7 @@ def match(
       valid: [A] bool; an anchor that is not valid is ignored and counts for no box's best IoU.
         None: all are valid.
     """
+    gt, gt_valid = jnp.asarray(gt), jnp.asarray(gt_valid)
     usable = jnp.ones(len(anchors), bool) if valid is None else valid
     nobody = jnp.full(len(anchors), -1, jnp.int32)
 

@@ -147,10 +147,13 @@ def _locate(
     corners = boxes / stride[level][..., None] - 0.5
     start, end = corners[..., 1::-1], corners[..., :1:-1]
     side = end - start
+    # No number of an empty or broken RoI may reach the loops it shares with others.
+    solid = jnp.all(side > 0, axis=-1, keepdims=True)
+    start, end, side = (jnp.where(solid, x, 0) for x in (start, end, side))
     first = jnp.floor(jnp.clip(start, 0, extent - 1)).astype(jnp.int32)
     last = jnp.floor(jnp.clip(end, 0, extent - 1)).astype(jnp.int32) + 1
     touched = jnp.minimum(last, extent - 1) - first + 1
-    tiles = jnp.where(jnp.all(side > 0, axis=-1, keepdims=True), -(-touched // tile), 0)
+    tiles = jnp.where(solid, -(-touched // tile), 0)
     rois = _Rois(image, jnp.asarray(origins)[level], extent, start, side, first, tiles)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rois)
 
@@ -197,10 +200,10 @@ def _for_each_tile(function: Callable[..., Array], carry: Array, rois: _Rois, pl
 
     def step(i: Array, carry: Array) -> Array:
         item = i * plan.chunk + jnp.arange(plan.chunk)
+        # Items past the end become tiles below the last RoI, whose weights are all zero.
         roi = jnp.minimum(jnp.searchsorted(ends, item, side="right"), len(count) - 1)
         some = jax.tree.map(lambda x: x[roi], rois)
         corner, weights = _tile(some, item - (ends - count)[roi], plan)
-        weights = jnp.where((item < ends[-1])[:, None, None, None], weights, 0)
         return function(carry, roi, some.image, corner, weights)
 
     return jax.lax.fori_loop(0, -(-ends[-1] // plan.chunk), step, carry)

@@ -228,6 +228,20 @@ def load_weights(
     return traverse_util.unflatten_dict(arrays, sep="/")[which], meta
 
 
+def check_same_arrays(path: epath.PathLike, expected: Params, params: Params) -> None:
+    """Checks that parameters read from `path` are those of a model.
+
+    Args:
+      path: named in the message.
+      expected: the model's parameters, or their shapes.
+      params: as `load_weights` returns them.
+
+    Raises:
+      UserError: an array is missing, unknown, or of another shape; the first such is named.
+    """
+    _check_arrays(epath.Path(path), _named("params", expected), _named("params", params))
+
+
 def _choose(directory: epath.Path, step: int | str | None) -> int:
     """The step that was asked for by number or as the best."""
     steps = _steps(directory)
@@ -339,7 +353,7 @@ def _check_arrays(path: epath.Path, expected: Flat, saved: Flat) -> None:
         if ours != theirs:
             raise UserError(
                 f"{path} is of another model: {name} is {theirs} there and {ours} here; "
-                "choose another workdir"
+                "use the config it was trained with, or choose another workdir"
             )
 
 

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import common
+from mixtrain_jax.data import records
 
 
 @pytest.fixture
@@ -30,18 +31,18 @@ def config() -> ConfigDict:
 def coco_files(tmp_path: pathlib.Path, config: ConfigDict) -> Callable[..., dict]:
     """Writes a data set, points the config's train and val at it and returns the JSON's content.
 
-    `sizes` are the (height, width) of the pictures, `boxes` their (x, y, w, h); `edit` may change the
-    content before it is written.
+    `sizes` are the (height, width) of the pictures, `boxes` their (x, y, w, h); `edit` may change
+    the content before it is written.
     """
 
     def write(sizes, boxes, *, edit=None, pictures=True) -> dict:
         rng = np.random.default_rng(0)
-        content: dict = dict(images=[], annotations=[], categories=[])
+        content: dict = {"images": [], "annotations": [], "categories": []}
         folder = tmp_path / "images"
         folder.mkdir(exist_ok=True)
         for i, (height, width) in enumerate(sizes):
             content["images"].append(
-                dict(id=10 + i, file_name=f"{i}.png", height=height, width=width)
+                {"id": 10 + i, "file_name": f"{i}.png", "height": height, "width": width}
             )
             if pictures:
                 pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
@@ -51,9 +52,9 @@ def coco_files(tmp_path: pathlib.Path, config: ConfigDict) -> Callable[..., dict
                 n = len(content["annotations"])
                 category = (7, 3)[n % 2]
                 content["annotations"].append(
-                    dict(id=100 + n, image_id=10 + i, category_id=category, bbox=list(bbox))
+                    {"id": 100 + n, "image_id": 10 + i, "category_id": category, "bbox": list(bbox)}
                 )
-        content["categories"] = [dict(id=7, name="cat"), dict(id=3, name="dog")]
+        content["categories"] = [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}]
         if edit:
             content = edit(content) or content
         (tmp_path / "set.json").write_text(json.dumps(content))
@@ -62,3 +63,22 @@ def coco_files(tmp_path: pathlib.Path, config: ConfigDict) -> Callable[..., dict
         return content
 
     return write
+
+
+@pytest.fixture
+def dataset(coco_files: Callable[..., dict], config: ConfigDict) -> records.Dataset:
+    """Nine photographs of several sizes, the last without boxes."""
+    sizes = [
+        (40, 60),
+        (60, 40),
+        (48, 48),
+        (40, 60),
+        (60, 40),
+        (50, 55),
+        (40, 60),
+        (60, 40),
+        (64, 32),
+    ]
+    one, two, large = [(4, 6, 20, 20)], [(1, 1, 9, 9), (9, 9, 12, 30)], [(8, 8, 30, 30)]
+    coco_files(sizes, [one, two, large, one, two, large, one, one, []])
+    return records.load(config.data, "train")

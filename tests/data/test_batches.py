@@ -5,18 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mixtrain_jax.data import batches, records, views
+from mixtrain_jax.data import batches, geometry, records
 from mixtrain_jax.runtime.errors import UserError
-
-SIZES = [(40, 60), (60, 40), (48, 48), (40, 60), (60, 40), (50, 55), (40, 60), (60, 40), (64, 32)]
-BOXES = [[(4, 6, 20, 20)], [(1, 1, 9, 9), (9, 9, 12, 30)], [(8, 8, 30, 30)]] * 2 + [[(2, 2, 20, 9)]] * 2
-
-
-@pytest.fixture
-def dataset(coco_files, config):
-    """Nine photographs, the last without boxes."""
-    coco_files(SIZES, BOXES + [[]])
-    return records.load(config.data, "train")
 
 
 def _same(one, other) -> None:
@@ -34,53 +24,6 @@ def _train(dataset, config, count, **options):
     return taken
 
 
-def test_plan_is_pure_and_starts_anywhere(dataset, config, monkeypatch):
-    steps = _take(batches.plan(dataset, config), 60)
-    monkeypatch.setattr(batches, "_BLOCK", 1)  # plan epoch by epoch
-    for start in (0, 1, 7, 59):
-        for one, other in zip(steps[start:], batches.plan(dataset, config, start), strict=False):
-            assert one.bucket == other.bucket
-            _same(one, other)
-    config.seed = 1
-    assert [s.normal.tolist() for s in steps] != [
-        s.normal.tolist() for s in _take(batches.plan(dataset, config), 60)
-    ]
-
-
-def test_plan_switches_to_mixed_steps(dataset, config):
-    config.mixtraining.start_step = 5
-    steps = _take(batches.plan(dataset, config), 40)
-    assert [len(s.normal) for s in steps] == [4] * 5 + [2] * 35
-    assert [len(s.mixed) for s in steps] == [0] * 5 + [2] * 35
-    for start in (3, 5, 20):
-        _same(steps[start:], _take(batches.plan(dataset, config, start), 40 - start))
-    places = np.concatenate([np.concatenate([s.normal, s.mixed]) for s in steps])
-    assert len(places) == len(np.unique(places))
-
-
-@pytest.mark.parametrize("enabled", [False, True])
-def test_every_place_is_used_once(dataset, config, enabled):
-    """No place twice, and none forgotten but for those skipped by rule or still waiting in line."""
-    config.mixtraining.enabled = enabled
-    steps = _take(batches.plan(dataset, config), 300)
-    normal = np.concatenate([s.normal for s in steps])
-    mixed = np.concatenate([s.mixed for s in steps])
-    used = np.concatenate([normal, mixed])
-    assert len(used) == len(np.unique(used)) == 300 * 4
-    stream = batches._Stream(dataset, config)
-    epochs = used.max() // 9 + 1
-    assert all(sorted(stream.row(9 * e + i) for i in range(9)) == list(range(9)) for e in range(epochs))
-    assert 8 not in {stream.row(place) for place in normal}
-    missing = set(range(epochs * 9)) - set(used.tolist())
-    without_boxes = {place for place in missing if stream.row(place) == 8}
-    assert len(missing - without_boxes) <= 4 * 2 * 4 + 9
-    if enabled:
-        assert 8 in {stream.row(place) for place in mixed}
-        assert 0.35 < len(without_boxes) / epochs < 0.65
-    else:
-        assert len(mixed) == 0
-
-
 def test_plain_epochs_show_every_photograph_once(coco_files, config):
     coco_files([(64, 64)] * 12, [[(4, 6, 20, 20)]] * 12)
     config.mixtraining.enabled = False
@@ -89,21 +32,6 @@ def test_plain_epochs_show_every_photograph_once(coco_files, config):
     rows = np.concatenate([b.normal.index for b in _train(dataset, config, 9)]).reshape(3, 12)
     assert all(sorted(epoch) == list(range(12)) for epoch in rows.tolist())
     assert len({tuple(epoch) for epoch in rows.tolist()}) == 3
-
-
-def test_short_sides_stay_uniform(dataset, config):
-    """Sharing a bucket leaves the short side of each view uniform over the whole range."""
-    low, high = config.data.train.scale[1:]
-    stream = batches._Stream(dataset, config)
-    shorts = []
-    for step in _take(batches.plan(dataset, config), 2000):
-        bucket = stream.buckets.index(step.bucket)
-        for place in np.concatenate([step.normal, step.mixed]):
-            choices = stream.shorts_for(stream.row(place), bucket)
-            shorts.append(np.random.default_rng([5, place]).choice(choices))
-    counts = np.bincount(shorts, minlength=high + 1)[low:]
-    expected = len(shorts) / len(counts)
-    assert ((counts - expected) ** 2 / expected).sum() < 64  # 32 degrees of freedom: 0.1% is 62.5
 
 
 def test_batches(dataset, config):
@@ -140,15 +68,14 @@ def test_batches(dataset, config):
 def test_resume_is_exact(dataset, config):
     config.mixtraining.start_step = 2
     batches_of_8 = _train(dataset, config, 8)
-    for start in (1, 2, 5):
+    for start in (1, 5):
         _same(_train(dataset, config, 8 - start, start_step=start), batches_of_8[start:])
 
 
 def test_hosts_share_batches(dataset, config):
-    config.mixtraining.start_step = 2
-    whole = _train(dataset, config, 5)
-    parts = [_train(dataset, config, 5, host_index=i, host_count=2) for i in range(2)]
-    for step in range(5):
+    whole = _train(dataset, config, 4)
+    parts = [_train(dataset, config, 4, host_index=i, host_count=2) for i in range(2)]
+    for step in range(4):
         joined = jax.tree.map(lambda a, b: np.concatenate([a, b]), parts[0][step], parts[1][step])
         _same(joined, whole[step])
 
@@ -160,11 +87,11 @@ def test_plain_augmentation(dataset, config, augmentation):
     views_of = [batch.normal for batch in _train(dataset, config, 20)]
     matrices = np.concatenate([view.matrix for view in views_of])
     tilted = ((matrices[:, 0, 1] != 0) | (matrices[:, 1, 0] != 0)).mean()
-    low, high = dict(normal=(0, 0), strong=(0.25, 0.55), random=(0.08, 0.35))[augmentation]
+    low, high = {"normal": (0, 0), "strong": (0.25, 0.55), "random": (0.08, 0.35)}[augmentation]
     assert low <= tilted <= high
     for view in views_of:
         for i, row in enumerate(view.index):
-            boxes, valid = views.geometry.transform_boxes(
+            boxes, valid = geometry.transform_boxes(
                 dataset.boxes[row], view.matrix[i], view.size[i]
             )
             np.testing.assert_array_equal(view.valid[i, : len(valid)], valid)
@@ -178,6 +105,9 @@ def test_plain_augmentation(dataset, config, augmentation):
         ("data.train.buckets", ((64, 64),), r"fits in none of config.data.train.buckets"),
         ("data.train.buckets", ((64, 65),), r"config.data.train.buckets must be"),
         ("data.train.scale", (96, 64, 32), r"config.data.train.scale must be"),
+        ("data.train.augmentation", "weak", r"config.data.train.augmentation must be"),
+        ("data.channels", "grb", r"config.data.channels must be"),
+        ("seed", -1, r"config.seed must not be negative"),
     ],
 )
 def test_bad_config(dataset, config, field, value, message):
@@ -209,7 +139,6 @@ def test_unreadable_photographs_are_replaced(dataset, config, caplog):
     assert faults.count > 0
     assert list(faults.reasons) == [3]
     assert sum("skipping 3.png" in record.message for record in caplog.records) == 1
-    _same(_train(dataset, config, 12), first)  # whatever the threads do
     _same(_train(dataset, config, 7, start_step=5), first[5:])
     for ours, theirs in zip(first, clean, strict=True):
         assert ours.normal.image.shape == theirs.normal.image.shape
@@ -218,12 +147,14 @@ def test_unreadable_photographs_are_replaced(dataset, config, caplog):
             good = original.index != 3
             np.testing.assert_array_equal(mine.image[good], original.image[good])
             assert (mine.index != 3).all()
-    assert any((batch.normal.index == 3).any() for batch in clean)
+    assert any((batch.weak.index == 3).any() for batch in clean)
 
 
 def test_too_many_unreadable_photographs(dataset, config):
     _spoil(config, *range(0, 9, 2))
-    with pytest.raises(UserError, match=r"could not be read, more than config.data.max_bad_share = 0.01"):
+    with pytest.raises(
+        UserError, match=r"could not be read, more than config.data.max_bad_share = 0.01"
+    ):
         _train(dataset, config, 200)
     _spoil(config, *range(1, 9, 2))
     config.data.max_bad_share = 1.0
@@ -278,7 +209,9 @@ def test_evaluation_on_hosts_and_of_some_rows(dataset, config):
     some = batches.eval_batches(dataset, config, 2, rows=np.array([1, 6, 2]))
     rows = np.concatenate([view.index for view in some])
     assert sorted(rows[rows >= 0]) == [1, 2, 6]
-    with pytest.raises(UserError, match=r"config.eval.batch_size must be a multiple of the 2 hosts"):
+    with pytest.raises(
+        UserError, match=r"config.eval.batch_size must be a multiple of the 2 hosts"
+    ):
         batches.eval_batches(dataset, config, 3, host_count=2)
     config.data.val.buckets = ((64, 64),)
     with pytest.raises(UserError, match=r"fits in none of config.data.val.buckets"):
@@ -288,7 +221,9 @@ def test_evaluation_on_hosts_and_of_some_rows(dataset, config):
 def test_unreadable_photograph_in_evaluation(dataset, config):
     _spoil(config, 4)
     faults = batches.Faults(0.01)
-    rows = np.concatenate([v.index for v in batches.eval_batches(dataset, config, 2, faults=faults)])
+    rows = np.concatenate(
+        [v.index for v in batches.eval_batches(dataset, config, 2, faults=faults)]
+    )
     assert sorted(rows[rows >= 0]) == [0, 1, 2, 3, 5, 6, 7, 8]
     assert faults.count == 1
     assert list(faults.reasons) == [4]

@@ -21,7 +21,7 @@ def test_content(coco_files, config):
     np.testing.assert_array_equal(dataset.boxes[1], [[1, 2, 4.5, 6]])
     assert dataset.boxes[2].shape == (0, 4)
     # ids with a gap become labels in ascending order of id
-    assert dataset.categories == [dict(id=3, name="dog"), dict(id=7, name="cat")]
+    assert dataset.categories == [{"id": 3, "name": "dog"}, {"id": 7, "name": "cat"}]
     assert [each.tolist() for each in dataset.labels] == [[1, 0], [1], []]
     assert {each.dtype for each in dataset.labels} == {np.dtype(np.int32)}
     assert records.decode(dataset.read(1), (50, 30)).shape == (50, 30, 3)
@@ -40,7 +40,7 @@ def test_content(coco_files, config):
 
 def test_zero_based_ids(coco_files, config):
     def edit(content):
-        content["categories"] = [dict(id=i, name=f"c{i}") for i in range(3)]
+        content["categories"] = [{"id": i, "name": f"c{i}"} for i in range(3)]
         for i, annotation in enumerate(content["annotations"]):
             annotation["category_id"] = i
 
@@ -52,17 +52,17 @@ def test_zero_based_ids(coco_files, config):
 @pytest.mark.parametrize(
     ("change", "reason", "in_truth"),
     [
-        (dict(bbox=[math.nan, 1, 5, 5]), "NaN or infinite", False),
-        (dict(bbox=[1, 1, math.inf, 5]), "NaN or infinite", False),
-        (dict(bbox=[1, 1, None, 5]), "NaN or infinite", False),
-        (dict(bbox=[1, 1, 10**400, 5]), "NaN or infinite", False),
-        (dict(bbox=[9, 9, -5, 5]), "negative width or height", True),
-        (dict(bbox=[9, 9, 5, 0]), "zero area", True),
-        (dict(bbox=[60, 5, 5, 5]), "outside their image", True),
-        (dict(bbox=[5, -9, 5, 9]), "outside their image", True),
-        (dict(bbox=[1e300, 0, 1e300, 5]), "outside their image", True),
-        (dict(bbox=[5, 5, 0.9, 5]), "lower than one pixel", True),
-        (dict(iscrowd=1), "crowd", True),
+        ({"bbox": [math.nan, 1, 5, 5]}, "NaN or infinite", False),
+        ({"bbox": [1, 1, math.inf, 5]}, "NaN or infinite", False),
+        ({"bbox": [1, 1, None, 5]}, "NaN or infinite", False),
+        ({"bbox": [1, 1, 10**400, 5]}, "NaN or infinite", False),
+        ({"bbox": [9, 9, -5, 5]}, "negative width or height", True),
+        ({"bbox": [9, 9, 5, 0]}, "zero area", True),
+        ({"bbox": [60, 5, 5, 5]}, "outside their image", True),
+        ({"bbox": [5, -9, 5, 9]}, "outside their image", True),
+        ({"bbox": [1e300, 0, 1e300, 5]}, "outside their image", True),
+        ({"bbox": [5, 5, 0.9, 5]}, "lower than one pixel", True),
+        ({"iscrowd": 1}, "crowd", True),
     ],
 )
 def test_boxes_left_out(coco_files, config, change, reason, in_truth):
@@ -183,10 +183,10 @@ def test_categories_must_agree(coco_files, config, tmp_path):
     train = records.load(config.data, "train")
     records.check_same_categories(train, records.load(config.data, "val"))
     for change, message in (
-        (dict(id=3, name="wolf"), "id 3 is 'dog' in train and 'wolf' in val"),
-        (dict(id=4, name="dog"), "id 4 is absent in train and 'dog' in val"),
+        ({"id": 3, "name": "wolf"}, "id 3 is 'dog' in train and 'wolf' in val"),
+        ({"id": 4, "name": "dog"}, "id 4 is absent in train and 'dog' in val"),
     ):
-        content["categories"] = [dict(id=7, name="cat"), dict(id=3, name="dog")]
+        content["categories"] = [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}]
         if change["id"] == 3:
             content["categories"][1] = change
         else:

@@ -36,7 +36,9 @@ def test_against_pillow(image, level):
         ("posterize", ImageOps.posterize(picture, int(4 - 4 * level / 10))),
         ("solarize", ImageOps.solarize(picture, int(np.ceil(256 - 25.6 * level)))),
     ):
-        np.testing.assert_array_equal(_apply(image, name, level), np.asarray(expected), err_msg=name)
+        np.testing.assert_array_equal(
+            _apply(image, name, level), np.asarray(expected), err_msg=name
+        )
 
 
 @pytest.mark.parametrize("image", _pictures())

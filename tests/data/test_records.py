@@ -1,5 +1,6 @@
 import io
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -31,15 +32,23 @@ def test_modes(image, expected):
 
 def test_palette_and_one_bit():
     palette = Image.fromarray(PIXELS).quantize(256, dither=0)
-    np.testing.assert_array_equal(records.decode(_encode(palette)), np.asarray(palette.convert("RGB")))
+    np.testing.assert_array_equal(
+        records.decode(_encode(palette)), np.asarray(palette.convert("RGB"))
+    )
     bits = PIXELS[..., 0] > 100
     np.testing.assert_array_equal(records.decode(_encode(bits))[..., 1], bits * 255)
 
 
 def test_sixteen_bits_are_scaled():
-    deep = (PIXELS[..., 0].astype(np.uint16) * 257)
+    deep = PIXELS[..., 0].astype(np.uint16) * 257
     decoded = records.decode(_encode(deep))
     np.testing.assert_array_equal(decoded, np.repeat(PIXELS[..., :1], 3, axis=2))
+
+
+def test_sixteen_bit_colour():
+    deep = PIXELS.astype(np.uint16) * 257
+    data = cv2.imencode(".png", deep[..., ::-1])[1].tobytes()
+    np.testing.assert_array_equal(records.decode(data, (6, 9)), PIXELS)
 
 
 def test_cmyk_jpeg():

@@ -38,9 +38,7 @@ def params(shapes, prefix=""):
         {
             path: torch_names.from_torch(
                 path,
-                weights_recipe.make(
-                    name, facts()["param_shapes"][name], prefix, facts()["gains"]
-                ),
+                weights_recipe.make(name, facts()["param_shapes"][name], prefix, facts()["gains"]),
             )
             for path, name in names.items()
         }

@@ -4,8 +4,8 @@ value = scale * np.random.default_rng(zlib.crc32(name.encode())).standard_normal
 (the product is formed in float64 and then rounded to float32).
 
 `name` is the parameter name in the official (mmdet / PyTorch) state dict and `shape` its official
-(PyTorch, i.e. OIHW / out,in) shape.  `prefix` is prepended to the name only for the seed, so a second,
-different set of weights (a teacher) is made with prefix="teacher.detector.".
+(PyTorch, i.e. OIHW / out,in) shape.  `prefix` is prepended to the name only for the seed, so a
+second, different set of weights (a teacher) is made with prefix="teacher.detector.".
 `gains` overrides DEFAULT_GAINS (each fixture's config.json records the gains it used).
 """
 
@@ -24,14 +24,14 @@ DEFAULT_GAINS = {
     "bn_weight": 1.0,  # every BatchNorm weight (after 1 + 0.1 n)
     "bg_bias": 0.0,  # added to the last (background) entry of every fc_cls.bias
 }
-# layers that read a ReLU output: each output row of the weight is made zero-mean over its inputs, so that the
-# common positive part of the features does not drown the differences between boxes
+# layers that read a ReLU output: each output row of the weight is made zero-mean over its inputs,
+# so that the common positive part of the features does not drown the differences between boxes
 ZERO_MEAN_ROWS = ("fc_cls", "fc_reg", "rpn_cls", "rpn_reg", "shared_fcs.1")
 
 
 def is_generated(name):
     """False for integer buffers that are not made by the recipe."""
-    return not (name.endswith("relative_position_index") or name.endswith("num_batches_tracked"))
+    return not name.endswith(("relative_position_index", "num_batches_tracked"))
 
 
 def kind(name, shape):

@@ -22,7 +22,7 @@ def random_boxes(rng: np.random.Generator, shape: tuple[int, ...], size: float =
 
 
 def grid_boxes(rng: np.random.Generator, shape: tuple[int, ...], cells: int = 8) -> np.ndarray:
-    """Boxes with small integer corners: many ties, copies and empty boxes; IoU is exact up to one division."""
+    """Boxes with small integer corners: ties, copies, empty ones; only a division can round IoU."""
     corners = np.sort(rng.integers(0, cells + 1, (*shape, 2, 2)), axis=-2)
     return corners.reshape(*shape, 4).astype(np.float32)
 
@@ -40,14 +40,12 @@ def greedy_nms(boxes, scores, valid, threshold, groups) -> np.ndarray:
     keep = np.zeros(len(boxes), bool)
     for i in np.argsort(-scores, kind="stable"):
         rivals = [k for k in np.flatnonzero(keep) if groups[k] == groups[i]]
-        keep[i] = valid[i] and all(
-            iou(boxes[k], boxes[i]) <= np.float32(threshold) for k in rivals
-        )
+        keep[i] = valid[i] and all(iou(boxes[k], boxes[i]) <= np.float32(threshold) for k in rivals)
     return keep
 
 
 def match(anchors, gt, gt_valid, valid, positive, negative, low_quality):
-    """The kind of each anchor, and for positives the box they belong to, in the order of the released code."""
+    """The kind of each anchor, and for positives the box they belong to, as the released code."""
     overlaps = np.array([[iou(a, g) if ok else -1 for a in anchors] for g, ok in zip(gt, gt_valid)])
     overlaps = np.where(valid, overlaps, -1).astype(np.float32)
     kind, index = np.full(len(anchors), -1), np.zeros(len(anchors), int)
@@ -73,7 +71,7 @@ def roi_level(box: np.ndarray, levels: int = 4) -> int:
 
 
 def roi_taps(box, stride, height, width, output=7):
-    """Yields (bin row, bin column, row, column, weight) of each bilinear tap of a RoI, in float64."""
+    """Yields (bin row, bin column, row, column, weight) of each bilinear tap, in float64."""
     x1, y1, x2, y2 = np.asarray(box, np.float64) / stride - 0.5
     rows, columns = math.ceil((y2 - y1) / output), math.ceil((x2 - x1) / output)
 

@@ -30,7 +30,9 @@ def test_order_area_and_ratio():
     np.testing.assert_allclose(height / width, np.broadcast_to(ratios, (3, 4, 3)), rtol=1e-5)
     x, y = got[..., 0] + width / 2, got[..., 1] + height / 2
     np.testing.assert_allclose(x, np.broadcast_to(16 * np.arange(4)[:, None], x.shape), atol=1e-4)
-    np.testing.assert_allclose(y, np.broadcast_to(16 * np.arange(3)[:, None, None], y.shape), atol=1e-4)
+    np.testing.assert_allclose(
+        y, np.broadcast_to(16 * np.arange(3)[:, None, None], y.shape), atol=1e-4
+    )
 
 
 def test_pyramid_is_level_after_level():

@@ -50,8 +50,11 @@ def test_iou_equals_released_code():
 @pytest.mark.golden
 @pytest.mark.parametrize("name", STDS)
 def test_coding_equals_released_code(name):
-    golden = {k[len(f"coder_{name}_") :]: v for k, v in reference.golden().items()
-              if k.startswith(f"coder_{name}_")}
+    golden = {
+        k[len(f"coder_{name}_") :]: v
+        for k, v in reference.golden().items()
+        if k.startswith(f"coder_{name}_")
+    }
     encoded = box_ops.encode(golden["boxes"], golden["gts"], STDS[name])
     np.testing.assert_allclose(encoded, golden["encoded"], rtol=1e-5, atol=1e-5)
     decoded = box_ops.decode(golden["boxes"], golden["deltas"], STDS[name])

@@ -24,9 +24,7 @@ def test_match_equals_loop_on_boxes_full_of_ties(rule):
     run = jax.jit(jax.vmap(lambda a, g, v, m: matching.match(a, g, v, valid=m, **rule)))
     got = run(anchors, gt, gt_valid, valid)
     for case in range(cases):
-        kind, index = reference.match(
-            anchors[case], gt[case], gt_valid[case], valid[case], **rule
-        )
+        kind, index = reference.match(anchors[case], gt[case], gt_valid[case], valid[case], **rule)
         np.testing.assert_array_equal(got.kind[case], kind)
         positive = kind == 1
         np.testing.assert_array_equal(got.gt_index[case][positive], index[positive])

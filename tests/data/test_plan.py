@@ -1,0 +1,101 @@
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from mixtrain_jax.data import plan
+
+
+def _steps(dataset, config, start_step=0):
+    return plan.steps(plan.Stream(dataset, config), config, start_step)
+
+
+def _same(one, other) -> None:
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def _take(iterator, count):
+    return list(itertools.islice(iterator, count))
+
+
+def test_plan_is_pure_and_starts_anywhere(dataset, config, monkeypatch):
+    steps = _take(_steps(dataset, config), 60)
+    monkeypatch.setattr(plan, "_BLOCK", 1)  # plan epoch by epoch
+    for start in (0, 1, 7, 59):
+        for one, other in zip(steps[start:], _steps(dataset, config, start), strict=False):
+            assert one.bucket == other.bucket
+            _same(one, other)
+    config.seed = 1
+    assert [s.normal.tolist() for s in steps] != [
+        s.normal.tolist() for s in _take(_steps(dataset, config), 60)
+    ]
+
+
+def test_plan_switches_to_mixed_steps(dataset, config):
+    config.mixtraining.start_step = 5
+    steps = _take(_steps(dataset, config), 40)
+    assert [len(s.normal) for s in steps] == [4] * 5 + [2] * 35
+    assert [len(s.mixed) for s in steps] == [0] * 5 + [2] * 35
+    for start in (3, 5, 20):
+        _same(steps[start:], _take(_steps(dataset, config, start), 40 - start))
+    places = np.concatenate([np.concatenate([s.normal, s.mixed]) for s in steps])
+    assert len(places) == len(np.unique(places))
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_every_place_is_used_once(dataset, config, enabled):
+    """No place twice, and none forgotten but for those skipped by rule or still waiting in line."""
+    config.mixtraining.enabled = enabled
+    steps = _take(_steps(dataset, config), 300)
+    normal = np.concatenate([s.normal for s in steps])
+    mixed = np.concatenate([s.mixed for s in steps])
+    used = np.concatenate([normal, mixed])
+    assert len(used) == len(np.unique(used)) == 300 * 4
+    stream = plan.Stream(dataset, config)
+    epochs = used.max() // 9 + 1
+    assert all(
+        sorted(stream.row(9 * e + i) for i in range(9)) == list(range(9)) for e in range(epochs)
+    )
+    assert 8 not in {stream.row(place) for place in normal}
+    missing = set(range(epochs * 9)) - set(used.tolist())
+    without_boxes = {place for place in missing if stream.row(place) == 8}
+    assert len(missing - without_boxes) <= 4 * 4 + 9  # four buckets' lines, and the last epoch
+    if enabled:
+        assert 8 in {stream.row(place) for place in mixed}
+        assert 0.35 < len(without_boxes) / epochs < 0.65
+    else:
+        assert len(mixed) == 0
+
+
+def test_halves_are_drawn_evenly(coco_files, config):
+    """A photograph with boxes is normal half the time; one without is mixed half the time, or out."""
+    coco_files([(48, 48)] * 40, [[(4, 6, 20, 20)]] * 36 + [[]] * 4)
+    dataset = records.load(config.data, "train")
+    steps = _take(_steps(dataset, config), 4000)
+    stream = plan.Stream(dataset, config)
+    epochs = max(step.mixed.max() for step in steps) / 40
+    normal, mixed = (
+        np.bincount([stream.row(p) for step in steps for p in getattr(step, half)], minlength=40)
+        for half in ("normal", "mixed")
+    )
+    np.testing.assert_allclose((normal + mixed)[:36], epochs, rtol=0.02)  # all that may be waiting
+    share = normal[:36].sum() / (normal + mixed)[:36].sum()
+    assert 0.5 < share < 0.55  # partners of photographs without boxes are normal
+    assert (normal[36:] == 0).all()
+    np.testing.assert_allclose(mixed[36:] / epochs, 0.5, atol=0.08)
+
+
+def test_short_sides_stay_uniform(dataset, config):
+    """Sharing a bucket leaves the short side of each view uniform over the whole range."""
+    low, high = config.data.train.scale[1:]
+    stream = plan.Stream(dataset, config)
+    shorts = []
+    for step in _take(_steps(dataset, config), 2000):
+        bucket = stream.buckets.index(step.bucket)
+        for place in np.concatenate([step.normal, step.mixed]):
+            choices = stream.shorts_for(stream.row(place), bucket)
+            shorts.append(np.random.default_rng([5, place]).choice(choices))
+    counts = np.bincount(shorts, minlength=high + 1)[low:]
+    expected = len(shorts) / len(counts)
+    assert ((counts - expected) ** 2 / expected).sum() < 64  # 32 degrees of freedom: 0.1% is 62.5

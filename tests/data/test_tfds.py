@@ -1,0 +1,138 @@
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from mixtrain_jax.data import batches, records
+from mixtrain_jax.runtime.errors import UserError
+
+
+class TinyShapes(tfds.core.GeneratorBasedBuilder):
+    """Four photographs with 0 to 3 boxes, as COCO is in TensorFlow Datasets."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(encoding_format="png"),
+                    "image/id": np.int64,
+                    "image/filename": tfds.features.Text(),
+                    "objects": tfds.features.Sequence(
+                        {
+                            "bbox": tfds.features.BBoxFeature(),
+                            "label": tfds.features.ClassLabel(names=["cat", "dog"]),
+                            "is_crowd": np.bool_,
+                        }
+                    ),
+                }
+            ),
+        )
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(), "validation": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i in range(4):
+            objects = [
+                {
+                    "bbox": tfds.features.BBox(0.1 * k, 0.2, 0.5, 0.6),
+                    "label": k % 2,
+                    "is_crowd": k == 2,
+                }
+                for k in range(i)
+            ]
+            yield (
+                i,
+                {
+                    "image": np.full((40, 50 + i, 3), 60 * i, np.uint8),
+                    "image/id": 100 + i,
+                    "image/filename": f"{i}.png",
+                    "objects": objects,
+                },
+            )
+
+
+class NotDetection(tfds.core.GeneratorBasedBuilder):
+    """Photographs without boxes."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = tfds.features.FeaturesDict({"image": tfds.features.Image()})
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager):
+        return {}
+
+    def _generate_examples(self):
+        yield from ()
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch, config):
+    """Prepares the tiny set in a file format and points the config at it."""
+
+    def prepare(file_format: str) -> None:
+        monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
+        config.data.source = "tfds:tiny_shapes"
+        if file_format:
+            builder = TinyShapes(data_dir=str(tmp_path), file_format=file_format)
+            builder.download_and_prepare()
+
+    return prepare
+
+
+def test_content(prepared, config):
+    prepared("array_record")
+    dataset = records.load(config.data, "train")
+    assert sorted(dataset.image_ids) == [100, 101, 102, 103]
+    assert dataset.categories == [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}]
+    for row, key in enumerate(dataset.image_ids):
+        count = key - 100
+        width = 50 + count
+        assert dataset.names(row) == f"{count}.png"
+        assert dataset.sizes[row].tolist() == [40, width]
+        expected = [[0.2 * width, 4.0 * k, 0.6 * width, 20] for k in range(count)][:2]
+        np.testing.assert_allclose(dataset.boxes[row], np.reshape(expected, (-1, 4)), rtol=1e-6)
+        assert dataset.labels[row].tolist() == [0, 1][: min(count, 2)]
+        pixels = records.decode(dataset.read(row), (40, int(width)))
+        assert (pixels == 60 * count).all()
+    assert "1 crowd boxes" in dataset.report
+    truth = dataset.ground_truth
+    assert len(truth["annotations"]) == 6
+    assert [a["iscrowd"] for a in truth["annotations"]].count(1) == 1
+    val = records.load(config.data, "val")
+    records.check_same_categories(dataset, val)
+    rows = np.concatenate([view.index for view in batches.eval_batches(val, config, 2)])
+    assert sorted(rows[rows >= 0]) == [0, 1, 2, 3]
+
+
+def test_needs_random_access(prepared, config):
+    prepared("tfrecord")
+    with pytest.raises(UserError, match=r"prepared as tfrecord, .* --file_format=array_record"):
+        records.load(config.data, "train")
+
+
+def test_not_prepared(prepared, config):
+    prepared("")
+    with pytest.raises(UserError, match=r"is not prepared in .*; run: tfds build tiny_shapes"):
+        records.load(config.data, "train")
+
+
+def test_not_a_detection_set(prepared, config):
+    prepared("")
+    config.data.source = "tfds:not_detection"
+    with pytest.raises(UserError, match="is not a detection set"):
+        records.load(config.data, "train")
+
+
+def test_unknown_names(prepared, config):
+    prepared("array_record")
+    config.data.train.split = "exam"
+    with pytest.raises(UserError, match=r"split 'exam' is not a split .* train, validation"):
+        records.load(config.data, "train")
+    config.data.source = "tfds:no_such_set"
+    with pytest.raises(UserError, match="cannot be opened: Dataset no_such_set not found"):
+        records.load(config.data, "train")

@@ -1,0 +1,112 @@
+"""Every rule of mixed targets on boxes laid out by hand."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mixtrain_jax import config as configs
+from mixtrain_jax.mixtraining import targets as mixing
+from mixtrain_jax.types import Targets
+
+# Human boxes: two far apart, one a little off the pseudo box, one padding.
+HUMAN = [[0, 0, 10, 10], [100, 100, 120, 120], [51, 50, 71, 70], [0, 0, 0, 0]]
+LABELS = [1, 2, 3, 0]
+VALID = [True, True, True, False]
+# Pseudo boxes: one over the third human box (of another class), one alone, one padding over the first.
+PSEUDO = [[50, 50, 70, 70], [200, 0, 230, 40], [0, 0, 10, 10]]
+PSEUDO_LABELS = [7, 8, 1]
+PSEUDO_VALID = [True, True, False]
+
+
+def method(**changes):
+    config = configs.load(str(configs.ROOT / "configs" / "cascade.py")).mixtraining
+    config.update(**changes)
+    return config
+
+
+def combine(ratings, config, human=HUMAN, valid=VALID, pseudo=PSEUDO, pseudo_valid=PSEUDO_VALID):
+    return mixing.combine(
+        Targets(jnp.array([human], jnp.float32), jnp.array([LABELS]), jnp.array([valid])),
+        jnp.array([ratings], jnp.float32),
+        Targets(jnp.array([pseudo], jnp.float32), jnp.array([PSEUDO_LABELS]), jnp.array([pseudo_valid])),
+        config,
+    )
+
+
+def listed(targets):
+    valid = np.asarray(targets.valid[0])
+    boxes, labels = np.asarray(targets.boxes[0])[valid], np.asarray(targets.labels[0])[valid]
+    return {(*box.tolist(), int(label)) for box, label in zip(boxes, labels, strict=True)}
+
+
+def entry(boxes, labels, i):
+    return (*map(float, boxes[i]), labels[i])
+
+
+def test_kept_dropped_replaced_and_found():
+    targets, fate = combine([0.95, 0.2, 0.99, 0.99], method())
+    assert listed(targets) == {
+        entry(HUMAN, LABELS, 0),
+        entry(PSEUDO, PSEUDO_LABELS, 0),
+        entry(PSEUDO, PSEUDO_LABELS, 1),
+    }
+    assert fate.kept[0].tolist() == [True, False, False, False]
+    assert fate.dropped[0].tolist() == [False, True, False, False]
+    assert fate.replaced[0].tolist() == [False, False, True, False]
+    assert fate.mending[0].tolist() == [True, False, False]
+    assert fate.missing[0].tolist() == [False, True, False]
+
+
+def test_a_rating_at_the_threshold_is_too_low():
+    _, fate = combine([0.5, 0.5001, 0.9, 0.9], method(gt_score_threshold=0.5))
+    assert fate.dropped[0].tolist() == [True, False, False, False]
+
+
+def test_overlap_must_exceed_the_threshold():
+    half = [[0, 0, 10, 10], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    pseudo = [[0, 0, 10, 5], [0, 0, 0, 0], [0, 0, 0, 0]]  # IoU exactly 0.5
+    arguments = dict(human=half, valid=[True, False, False, False], pseudo=pseudo)
+    arguments |= dict(pseudo_valid=[True, False, False])
+    _, at = combine([1.0] * 4, method(), **arguments)
+    _, below = combine([1.0] * 4, method(iou_threshold=0.49), **arguments)
+    assert at.kept[0, 0] and at.missing[0, 0] and not at.mending[0, 0]
+    assert below.replaced[0, 0] and below.mending[0, 0] and not below.missing[0, 0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "human", "pseudo"),
+    [
+        (dict(mixed_augmentation=False), [0, 1], [0, 1]),
+        (dict(add_missing=False), [0], [0]),
+        (dict(replace_boxes=False), [0, 2], [1]),
+        (dict(replace_boxes=False, add_missing=False), [0, 2], []),
+        (dict(gt_score_threshold=1.0), [], [0, 1]),
+    ],
+)
+def test_switches(changes, human, pseudo):
+    targets, _ = combine([0.95, 0.2, 0.99, 0.99], method(**changes))
+    expected = {entry(HUMAN, LABELS, i) for i in human}
+    expected |= {entry(PSEUDO, PSEUDO_LABELS, i) for i in pseudo}
+    assert listed(targets) == expected
+
+
+def test_a_teacher_that_finds_nothing_leaves_the_easy_boxes():
+    targets, fate = combine([0.95, 0.2, 0.99, 0.99], method(), pseudo_valid=[False] * 3)
+    assert listed(targets) == {entry(HUMAN, LABELS, 0), entry(HUMAN, LABELS, 2)}
+    assert not fate.replaced.any() and not fate.mending.any() and not fate.missing.any()
+
+
+def test_padding_changes_nothing():
+    few, _ = combine([0.95, 0.2, 0.99, 0.0], method())
+    human, valid = [*HUMAN, [0, 0, 9, 9]], [*VALID, False]
+    many, _ = mixing.combine(
+        Targets(jnp.array([human], jnp.float32), jnp.array([[*LABELS, 5]]), jnp.array([valid])),
+        jnp.array([[0.95, 0.2, 0.99, 0.0, 1.0]]),
+        Targets(
+            jnp.array([[*PSEUDO, [51, 50, 71, 70]]], jnp.float32),
+            jnp.array([[*PSEUDO_LABELS, 3]]),
+            jnp.array([[*PSEUDO_VALID, False]]),
+        ),
+        method(),
+    )
+    assert listed(few) == listed(many)

@@ -1,0 +1,73 @@
+"""Writes a checkpoint's weights as a PyTorch state dict under mmdetection's names.
+
+What tools/convert_torch.py read comes back bit by bit. A model with group norm has no counterpart
+in mmdetection; its norms are named as batch norms are.
+"""
+
+import argparse
+import io
+
+import numpy as np
+from etils import epath
+
+from mixtrain_jax import cli
+from mixtrain_jax.models import swin, torch_names
+from mixtrain_jax.runtime import checkpoint
+from mixtrain_jax.runtime.errors import UserError
+from mixtrain_jax.types import Params
+
+
+def main(flags: argparse.Namespace) -> None:
+    """Exports what the flags name."""
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError("writing a PyTorch file needs PyTorch: pip install torch") from error
+    state: dict[str, np.ndarray] = {}
+    meta: dict = {}
+    for which in ("student", "teacher") if flags.weights == "both" else (flags.weights,):
+        params, meta = checkpoint.load_weights(flags.checkpoint, which)
+        prefix = f"{which}.detector." if flags.weights == "both" else ""
+        state |= {prefix + name: array for name, array in state_dict(params).items()}
+    file = {
+        "meta": {"CLASSES": tuple(c["name"] for c in meta.get("categories", ()))},
+        "state_dict": {name: torch.from_numpy(array) for name, array in state.items()},
+    }
+    content = io.BytesIO()
+    torch.save(file, content)
+    try:
+        epath.Path(flags.output).write_bytes(content.getvalue())
+    except OSError as error:
+        raise UserError(f"cannot write {flags.output}: {error.strerror or error}") from error
+    print(f"wrote {len(state)} tensors to {flags.output}")
+
+
+def state_dict(params: Params) -> dict[str, np.ndarray]:
+    """A detector's parameters by their names in mmdetection, with Swin's index tables."""
+    flat = torch_names.flatten(params)
+    state: dict[str, np.ndarray] = {}
+    for path, name in torch_names.names(params).items():
+        state[name] = np.array(torch_names.to_torch(path, np.asarray(flat[path])), order="C")
+        if path.endswith("relative_position_bias"):
+            window = (int(len(flat[path]) ** 0.5) + 1) // 2
+            index = name.replace("relative_position_bias_table", "relative_position_index")
+            state[index] = swin.relative_position_index(window).astype(np.int64)
+    return state
+
+
+def parse() -> argparse.ArgumentParser:
+    """Returns the command's flags."""
+    parser = cli.parser(__doc__, config_required=False)
+    parser.add_argument("--checkpoint", required=True, help="a workdir, or a checkpoint's path")
+    parser.add_argument("--output", required=True, help="PyTorch file to write")
+    parser.add_argument(
+        "--weights",
+        choices=("student", "teacher", "both"),
+        default="student",
+        help="both: under student.detector. and teacher.detector., as MixTraining's own files",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main, parse())
