@@ -68,17 +68,8 @@ def coco_files(tmp_path: pathlib.Path, config: ConfigDict) -> Callable[..., dict
 @pytest.fixture
 def dataset(coco_files: Callable[..., dict], config: ConfigDict) -> records.Dataset:
     """Nine photographs of several sizes, the last without boxes."""
-    sizes = [
-        (40, 60),
-        (60, 40),
-        (48, 48),
-        (40, 60),
-        (60, 40),
-        (50, 55),
-        (40, 60),
-        (60, 40),
-        (64, 32),
-    ]
+    sizes = [(40, 60), (60, 40), (48, 48), (40, 60), (60, 40), (50, 55)]
+    sizes += [(40, 60), (60, 40), (64, 32)]
     one, two, large = [(4, 6, 20, 20)], [(1, 1, 9, 9), (9, 9, 12, 30)], [(8, 8, 30, 30)]
     coco_files(sizes, [one, two, large, one, two, large, one, one, []])
     return records.load(config.data, "train")

@@ -1,0 +1,179 @@
+"""The training step: what each half contributes, guards, accumulation, and any number of devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mixtrain_jax.mixtraining import step as steps
+from mixtrain_jax.types import Targets
+from tests.mixtraining import small
+
+
+@pytest.fixture(scope="module")
+def world():
+    """Config, model, optimizer, a state after two steps, the compiled step and a batch."""
+    config = small.config()
+    model, optimizer, state = small.build(config)
+    step = jax.jit(small.step_of(config, model, optimizer))
+    batch = small.mixed_batch(0, 2)
+    for _ in range(2):
+        state, _, _ = step(state, batch)
+    return config, model, optimizer, state, step, batch
+
+
+def test_teacher_follows_before_the_step(world):
+    config, *_, state, step, batch = world
+    after, _, _ = step(state, batch)
+    m = config.mixtraining.ema_momentum * 2 / config.mixtraining.ema_warmup_steps
+    old, new = small.leaves(state), small.leaves(after)
+    for name in small.leaves(state.teacher):
+        expected = m * old[f".teacher{name}"] + (1 - m) * old[f".student{name}"]
+        np.testing.assert_allclose(new[f".teacher{name}"], expected, rtol=1e-5, atol=1e-7)
+    assert int(after.step) == 3
+
+
+def test_lesson_counts_add_up(world):
+    *_, state, step, batch = world
+    _, metrics, lesson = step(state, batch)
+    human = np.asarray(batch.strong.valid)
+    sums = sum(np.asarray(getattr(lesson.fate, n)).astype(int) for n in ("kept", "replaced", "dropped"))
+    np.testing.assert_array_equal(sums, human.astype(int))
+    total = sum(metrics[f"boxes/{name}"] for name in ("kept", "replaced", "dropped"))
+    np.testing.assert_allclose(total, metrics["boxes/human"], rtol=1e-6)
+    assert 0 < metrics["teacher/rating"] < 1
+
+
+def test_loss_is_both_halves_with_the_weight(world):
+    config, *_, state, step, batch = world
+    _, metrics, _ = step(state, batch)
+    halves = {
+        half: sum(v for k, v in metrics.items() if k.startswith(half) and "accuracy" not in k)
+        for half in ("normal", "mixed")
+    }
+    expected = halves["normal"] + config.mixtraining.mixed_loss_weight * halves["mixed"]
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+
+
+def test_normal_half_ignores_the_mixed_half(world):
+    config, model, _, state, _, batch = world
+    key = jax.random.key(3)
+    method = config.mixtraining.copy_and_resolve_references()
+    method.mixed_loss_weight = 0.0
+
+    @jax.jit
+    def gradient(batch):
+        lesson, soften = steps.teach(model, state.teacher, batch, key, method)
+        loss = lambda p: steps.student_loss(  # noqa: E731
+            p, batch, lesson, soften, key, model, method, lambda x: x
+        )[0]
+        return jax.grad(loss)(state.student)
+
+    other = small.mixed_batch(50, 2)
+    first = gradient(batch)
+    second = gradient(batch.replace(weak=other.weak, strong=other.strong))
+    for name, value in small.leaves(first).items():
+        np.testing.assert_allclose(
+            value, small.leaves(second)[name], atol=1e-5 * max(1, np.abs(value).max()), err_msg=name
+        )
+    assert max(np.abs(v).max() for v in small.leaves(first).values()) > 0
+
+
+def test_a_bad_picture_leaves_weights_and_optimizer_alone(world):
+    *_, state, step, batch = world
+    image = batch.normal.image.copy()
+    image[0, 5, 5, 0] = np.nan
+    after, metrics, _ = step(state, batch.replace(normal=batch.normal.replace(image=image)))
+    assert metrics["update/bad"] == 1
+    for part in ("student", "optimizer"):
+        before, now = small.leaves(getattr(state, part)), small.leaves(getattr(after, part))
+        for name, value in before.items():
+            np.testing.assert_array_equal(now[name], value)
+    assert all(np.isfinite(v).all() for v in small.leaves(after.teacher).values())
+    assert int(after.step) == int(state.step) + 1
+
+
+def test_a_teacher_that_finds_nothing_is_harmless():
+    config = small.config(mixtraining__pseudo_score_threshold=0.9999)
+    model, optimizer, state = small.build(config)
+    _, metrics, lesson = jax.jit(small.step_of(config, model, optimizer))(
+        state, small.mixed_batch(0, 2)
+    )
+    assert not lesson.found.valid.any() and metrics["boxes/missing"] == 0
+    assert np.isfinite(metrics["loss"]) and metrics["update/bad"] == 0
+
+
+def test_parts_are_averaged(world):
+    config, model, optimizer, state, _, batch = world
+    in_two = config.copy_and_resolve_references()
+    in_two.accumulate = 2
+    in_two.optimizer.name = config.optimizer.name
+    whole, _, _ = jax.jit(small.step_of(in_two, model, optimizer))(state, batch)
+
+    step = jax.jit(small.step_of(config, model, small.Recorder()))
+    parts = [jax.tree.map(lambda x, i=i: x[i : i + 1], batch) for i in range(2)]
+    grads = [step(state.replace(optimizer=()), part)[0].optimizer for part in parts]
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, *grads)
+    updates, _ = optimizer.update(mean, state.optimizer, state.student)
+    for name, value in small.leaves(updates).items():
+        moved = small.leaves(whole.student)[name] - small.leaves(state.student)[name]
+        np.testing.assert_allclose(moved, value, atol=2e-6, rtol=2e-2, err_msg=name)
+
+
+def test_soft_background_weights(world):
+    _, model, _, state, _, batch = world
+    view = batch.normal
+    chances = jnp.array([0.25, 0.75])[:, None]
+
+    def records(m):
+        pyramid = m.features(view.image, view.size)
+        targets = Targets(view.boxes, view.labels, view.valid)
+        keys = jax.random.split(jax.random.key(0), 2)
+        soften = lambda stage, rois: jnp.broadcast_to(chances, rois.shape[:2])  # noqa: E731
+        return m.losses(pyramid, view.size, targets, keys, lambda x: x, soften)[1]
+
+    (record,) = jax.jit(lambda p: model.apply({"params": p}, method=records))(state.student)
+    background = np.asarray(record.labels) == small.CLASSES
+    weights = np.where(background, np.broadcast_to(chances, background.shape), 1.0)
+    weights = weights * np.asarray(record.valid)
+    weights *= record.valid.sum() / weights.sum()
+    np.testing.assert_allclose(record.weights, weights, rtol=1e-5)
+    assert background.any() and (~background & np.asarray(record.valid)).any()
+
+
+DEVICES = """
+import sys
+import jax, numpy as np
+from mixtrain_jax.runtime import parallel
+from tests.mixtraining import small
+
+plain = sys.argv[2] == "plain"
+config = small.config(mixtraining__enabled=not plain)
+model, optimizer, state = small.build(config)
+step = parallel.map_step(small.step_of(config, model, optimizer, parallel.total))
+state = parallel.place(state)
+for seed in range(3):
+    batch = small.mixed_batch(seed, 8)
+    if plain:
+        batch = batch.replace(weak=None, strong=None)
+    state, metrics, lesson = step(state, parallel.spread(batch))
+found = parallel.gather(lesson)._asdict()["ratings"] if lesson is not None else np.zeros(1)
+np.savez(sys.argv[1], ratings=found, **small.leaves(state), **{k: np.asarray(v) for k, v in metrics.items()})
+print(jax.device_count())
+"""
+
+
+@pytest.mark.multidevice
+@pytest.mark.parametrize("kind", ["plain", "mixed"])
+def test_any_number_of_devices_takes_the_same_steps(on_devices, tmp_path, kind):
+    found = {}
+    for count in (1, 2, 8):
+        path = tmp_path / f"{count}.npz"
+        assert on_devices(count, DEVICES, path, kind).split()[-1] == str(count)
+        found[count] = dict(np.load(path))
+    for count in (2, 8):
+        for name, value in found[1].items():
+            scale = max(1e-3, np.abs(value).max())
+            np.testing.assert_allclose(
+                found[count][name], value, atol=2e-4 * scale, err_msg=f"{name}, {count} devices"
+            )
