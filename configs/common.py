@@ -1,15 +1,15 @@
-"""The one base every config starts from: all fields, their types, and the values of the released models."""
+"""The base of every config: all fields, their types, and the values of the released models."""
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 
 def base() -> ConfigDict:
-    """Returns a Cascade-agnostic base config; a config file changes what differs and nothing else."""
+    """Returns the base; a config file changes what differs and nothing else."""
     return ConfigDict(
         dict(
             seed=0,
-            batch_size=16,  # images a step over all devices; with MixTraining half are normal, half mixed
+            batch_size=16,  # images a step, over all devices; half of them mixed
             steps=placeholder(int),  # length of training: steps, or epochs
             epochs=placeholder(float),
             steps_per_epoch=placeholder(int),  # unset: one pass over the training images
@@ -50,10 +50,14 @@ def data() -> ConfigDict:
                 split="train",  # of a tfds source
                 scale=(1333, 400, 1200),  # longest long side; range of the short side
                 buckets=(
-                    (416, 672), (672, 416),
-                    (608, 992), (992, 608),
-                    (832, 1344), (1344, 832),
-                    (1088, 1344), (1344, 1344),
+                    (416, 672),
+                    (672, 416),
+                    (608, 992),
+                    (992, 608),
+                    (832, 1344),
+                    (1344, 832),
+                    (1088, 1344),
+                    (1344, 1344),
                 ),  # (height, width) a batch may be padded to
                 augmentation="normal",  # of the normal half: normal, strong or random
             ),
@@ -79,7 +83,7 @@ def model() -> ConfigDict:
     return ConfigDict(
         dict(
             num_classes=placeholder(int),  # unset: as many as the annotations have categories
-            dtype="bfloat16",  # of the network's arithmetic; parameters, boxes and losses are float32
+            dtype="bfloat16",  # of the network; parameters, boxes and losses are float32
             remat=False,  # recompute backbone blocks in the backward pass: less memory, more time
             backbone=dict(
                 name="swin",  # swin or resnet
@@ -214,9 +218,7 @@ def variants(config: ConfigDict, argument: str | None) -> ConfigDict:
     return config
 
 
-_OFF = dict(
-    mixed_augmentation=False, replace_boxes=False, add_missing=False, soft_background=False
-)
+_OFF = dict(mixed_augmentation=False, replace_boxes=False, add_missing=False, soft_background=False)
 ABLATIONS = {
     "mixed_augmentation": _OFF | dict(mixed_augmentation=True),
     "replace_only": dict(add_missing=False),

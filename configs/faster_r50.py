@@ -3,8 +3,8 @@
 python -m mixtrain_jax.train --config=configs/faster_r50.py --workdir=runs/faster_r50
 
 Batch 32, SGD, ResNet-50 in caffe style with frozen BatchNorm; it needs ImageNet weights:
---config.init_from=PATH (docs/weights.md). The paper reports 44.0 box mAP on COCO val2017 against 41.7 for
-plain training (published, not yet reproduced here).
+--config.init_from=PATH (docs/weights.md). The paper reports 44.0 box mAP on COCO val2017 against
+41.7 for plain training (published, not yet reproduced here).
 """
 
 from configs import common

@@ -31,9 +31,7 @@ def get_config(argument: str | None = None):
 
     model = config.model
     model.dtype = "float32"
-    model.backbone.update(
-        name="resnet", depth=18, base_channels=32, style="pytorch", norm="group"
-    )
+    model.backbone.update(name="resnet", depth=18, base_channels=32, style="pytorch", norm="group")
     model.fpn.channels = 64
     model.rpn.update(
         channels=64,

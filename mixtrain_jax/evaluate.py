@@ -2,8 +2,8 @@
 
 python -m mixtrain_jax.evaluate --config=configs/quickstart.py --workdir=runs/quickstart
 
-Prints COCO's twelve numbers and a table of the classes, and writes them as metrics.json beside the detections
-in COCO's results format (--output, default detections.json in the workdir).
+Prints COCO's twelve numbers and a table of the classes, and writes them as metrics.json beside the
+detections in COCO's results format (--output, default detections.json in the workdir).
 """
 
 import argparse
@@ -14,7 +14,7 @@ from absl import logging
 from etils import epath
 
 from mixtrain_jax import cli
-from mixtrain_jax.data import records
+from mixtrain_jax.data import records, sources
 from mixtrain_jax.evaluation import coco, detect
 from mixtrain_jax.runtime import checkpoint, parallel
 from mixtrain_jax.runtime.errors import UserError
@@ -24,7 +24,9 @@ def main(flags: argparse.Namespace) -> None:
     """Evaluates what the flags name."""
     source = flags.checkpoint or flags.workdir
     if source is None:
-        raise UserError("say what to evaluate: --workdir=DIR (its newest checkpoint) or --checkpoint=PATH")
+        raise UserError(
+            "say what to evaluate: --workdir=DIR (its newest checkpoint) or --checkpoint=PATH"
+        )
     config = flags.config
     which = config.eval.weights
     if which not in ("student", "teacher"):
@@ -33,7 +35,7 @@ def main(flags: argparse.Namespace) -> None:
 
     parallel.start()
     parallel.check_batch_size("eval.batch_size", config.eval.batch_size)
-    dataset = records.load(config.data, "val")
+    dataset = sources.load(config.data, "val")
     params, meta = checkpoint.load_weights(source, which)
     check_categories(source, meta, dataset)
     config.model.num_classes = len(dataset.categories)
@@ -59,13 +61,13 @@ def check_categories(source: str, meta: dict, dataset: records.Dataset) -> None:
             (f"{len(trained)} categories", f"{len(dataset.categories)}"),
         )
         raise UserError(
-            f"{source} was trained on other categories than {dataset.name} has: {strange[0]} there, "
-            f"{strange[1]} here"
+            f"{source} was trained on other categories than {dataset.name} has: "
+            f"{strange[0]} there, {strange[1]} here"
         )
 
 
 def check_parameters(source: str, params: Any, config: Any) -> None:
-    """Raises UserError, naming the first array that differs, unless parameters fit the config's model."""
+    """Raises UserError, naming the first array that differs, unless parameters fit the model."""
     expected = detect.parameter_shapes(config)
     checkpoint.check_same_arrays(source, expected, params)
 
@@ -96,7 +98,9 @@ def parse() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     parser.add_argument("--workdir", help="a run's directory: its newest checkpoint is evaluated")
     parser.add_argument("--checkpoint", help="a checkpoint's path instead")
-    parser.add_argument("--output", help="file for the detections; metrics.json is written beside it")
+    parser.add_argument(
+        "--output", help="file for the detections; metrics.json is written beside it"
+    )
     return parser
 
 

@@ -1,13 +1,14 @@
 """Detects objects in image files.
 
-python -m mixtrain_jax.predict --config=configs/quickstart.py --checkpoint=runs/quickstart --output=out IMAGE ...
+python -m mixtrain_jax.predict --config=configs/quickstart.py --checkpoint=runs/quickstart
+--output=out IMAGE ...
 
-Writes each picture with boxes, names and scores, and detections.json: for each image its detections, best
-first, as class name, category id, box (x1 y1 x2 y2 in pixels of the image) and score.
+Writes each picture with boxes, names and scores, and detections.json: for each image its
+detections, best first, as class name, category id, box (x1 y1 x2 y2 in pixels of the image) and
+score.
 """
 
 import argparse
-from typing import Any
 
 import jax
 import numpy as np
@@ -48,7 +49,9 @@ def main(flags: argparse.Namespace) -> None:
             continue
         found = next(detect.detect(predict, params, [_for_all_devices(view)]))[1]
         keep = found.valid[0] & (found.scores[0] > flags.threshold)
-        boxes, scores, labels = found.boxes[0][keep], found.scores[0][keep], found.labels[0][keep]
+        boxes, scores, labels = (
+            np.asarray(x[0])[keep] for x in (found.boxes, found.scores, found.labels)
+        )
         report.append(
             {
                 "image": str(path),
@@ -82,7 +85,9 @@ def parse() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     parser.add_argument("--checkpoint", required=True, help="a checkpoint, or a run's directory")
     parser.add_argument("--weights", default="student", choices=("student", "teacher"))
-    parser.add_argument("--output", required=True, help="directory for pictures and detections.json")
+    parser.add_argument(
+        "--output", required=True, help="directory for pictures and detections.json"
+    )
     parser.add_argument(
         "--threshold", type=float, default=0.3, help="least score of a detection (default 0.3)"
     )

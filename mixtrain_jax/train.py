@@ -2,9 +2,9 @@
 
 python -m mixtrain_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
 
-Started again with the same workdir, training goes on where it stopped; a finished run says so and ends.
-The workdir gets the config as it was used, checkpoints, metrics (TensorBoard and metrics.jsonl) and
-pictures.
+Started again with the same workdir, training goes on where it stopped; a finished run says so and
+ends. The workdir gets the config as it was used, checkpoints, metrics (TensorBoard and
+metrics.jsonl) and pictures.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from etils import epath
 
 from mixtrain_jax import cli
 from mixtrain_jax import config as configs
-from mixtrain_jax.data import batches, records
+from mixtrain_jax.data import batches, records, sources
 from mixtrain_jax.evaluation import coco, detect, pictures
 from mixtrain_jax.mixtraining import state as states
 from mixtrain_jax.mixtraining.step import train_step
@@ -40,9 +40,9 @@ def main(flags: argparse.Namespace) -> None:
 
 def train(config: Any, workdir: epath.Path) -> None:
     """Trains as `config` says, from scratch, from weights or from the workdir's last checkpoint."""
-    train_set = records.load(config.data, "train")
-    val_set = records.load(config.data, "val")
-    records.check_same_categories(train_set, val_set)
+    train_set = sources.load(config.data, "train")
+    val_set = sources.load(config.data, "val")
+    sources.check_same_categories(train_set, val_set)
     complete(config, train_set)
     configs.save(config, workdir / "config.json")
     print(f"{train_set.report}\n{val_set.report}", flush=True)
@@ -68,9 +68,7 @@ def train(config: Any, workdir: epath.Path) -> None:
     state = parallel.place(state)
 
     step = parallel.map_step(
-        partial(
-            train_step, model=model, optimizer=optimizer, config=config, total=parallel.total
-        )
+        partial(train_step, model=model, optimizer=optimizer, config=config, total=parallel.total)
     )
     rate = states.schedule(config.optimizer, config.steps)
     host, hosts = parallel.host()
@@ -118,9 +116,7 @@ def evaluate(predict, state: TrainState, val_set: records.Dataset, config) -> di
     """Scores the student, the teacher or both on the val split, and prints the tables."""
     chosen = config.eval.weights
     if chosen not in ("student", "teacher", "both"):
-        raise UserError(
-            f"config.eval.weights is {chosen!r}: choose 'student', 'teacher' or 'both'"
-        )
+        raise UserError(f"config.eval.weights is {chosen!r}: choose 'student', 'teacher' or 'both'")
     scores = {}
     for name in ("student", "teacher") if chosen == "both" else (chosen,):
         scores[name], _ = detect.evaluate(predict, getattr(state, name), val_set, config)
@@ -144,8 +140,8 @@ def complete(config: Any, dataset: records.Dataset) -> None:
         config.model.num_classes = classes
     if config.model.num_classes != classes:
         raise UserError(
-            f"config.model.num_classes is {config.model.num_classes}, but {dataset.name} has {classes} "
-            "categories; leave it unset or correct it"
+            f"config.model.num_classes is {config.model.num_classes}, but {dataset.name} has "
+            f"{classes} categories; leave it unset or correct it"
         )
     if (config.steps is None) == (config.epochs is None):
         raise UserError("set either config.steps or config.epochs, not both and not neither")
@@ -166,8 +162,8 @@ def checkpoint_meta(config: Any, dataset: records.Dataset) -> dict:
 def initial_parameters(model: detector.Detector, config: Any) -> Params:
     """Fresh parameters, or those of `config.init_from` as far as they fit.
 
-    Arrays the checkpoint lacks or has in another shape (the last layers, when the classes differ) stay
-    as initialised, and are named in the log.
+    Arrays the checkpoint lacks or has in another shape (the last layers, when the classes differ)
+    stay as initialised, and are named in the log.
 
     Raises:
       UserError: there is no such checkpoint, or nothing in it fits.
@@ -179,7 +175,9 @@ def initial_parameters(model: detector.Detector, config: Any) -> Params:
     ours, tree = jax.tree_util.tree_flatten_with_path(params)
     theirs = {jax.tree_util.keystr(k): v for k, v in jax.tree_util.tree_leaves_with_path(loaded)}
     names = [jax.tree_util.keystr(path) for path, _ in ours]
-    fits = [n in theirs and theirs[n].shape == v.shape for n, (_, v) in zip(names, ours, strict=True)]
+    fits = [
+        n in theirs and theirs[n].shape == v.shape for n, (_, v) in zip(names, ours, strict=True)
+    ]
     if not any(fits):
         raise UserError(f"config.init_from={config.init_from}: none of its arrays fits this model")
     fresh = [name for name, fit in zip(names, fits, strict=True) if not fit]
@@ -224,12 +222,14 @@ class BadSteps:
                 if view is not None
                 for row in view.index
             ]
-            message = f"step {done} has a loss or gradient that is not finite: {losses}, images {ids}"
+            message = (
+                f"step {done} has a loss or gradient that is not finite: {losses}, images {ids}"
+            )
             logging.warning("%s; the step is left out", message)
             if self.row >= self.limit:
                 raise UserError(
-                    f"{message}; it is the {self.row}th in a row, so training stops; the last checkpoint "
-                    "is good: lower config.optimizer.learning_rate or look at these images"
+                    f"{message}; it is number {self.row} in a row, so training stops; the last "
+                    "checkpoint is good: lower config.optimizer.learning_rate or look at the images"
                 )
 
 

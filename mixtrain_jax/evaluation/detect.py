@@ -25,16 +25,16 @@ def predictor(config: Any) -> Predict:
       config: the whole config, `config.model.num_classes` set; computes in `config.eval.dtype`.
 
     Returns:
-      A function of (parameters, view with a device axis); boxes come in pixels of the original photograph.
+      A function of (parameters, view with a device axis); boxes come in pixels of the original
+      photograph.
     """
     model = detector.build(config.model, config.eval.dtype)
 
     def predict(params: Params, view: View) -> tuple[Detections, Array]:
-        variables = {"params": params}
         scale = jnp.stack([view.matrix[:, 0, 0], view.matrix[:, 1, 1]], axis=-1)
-        pyramid = model.apply(variables, view.image, view.size, method="features")
-        proposals = model.apply(variables, pyramid, view.size, method="proposals")
-        return model.apply(variables, pyramid, view.size, proposals, scale, method="detect")
+        pyramid = detector.call(model, params, "features", view.image, view.size)
+        proposals = detector.call(model, params, "proposals", pyramid, view.size)
+        return detector.call(model, params, "detect", pyramid, view.size, proposals, scale)
 
     return parallel.map_predict(predict)
 
@@ -52,8 +52,8 @@ def detect(
       views: batches of numpy arrays, as `batches.eval_batches` yields them.
 
     Yields:
-      For each batch, as numpy arrays: the photographs' rows [B] (-1 for a filler), their detections in
-      pixels of the original photographs, and [B] bool, False where candidates beyond
+      For each batch, as numpy arrays: the photographs' rows [B] (-1 for a filler), their
+      detections in pixels of the original photographs, and [B] bool, False where candidates beyond
       `nms_candidates` could have mattered.
     """
     waiting = None
@@ -78,7 +78,8 @@ def evaluate(
       config: the whole config.
 
     Returns:
-      Metrics as `coco.score` gives them, and the entries of a COCO results file; the same on all hosts.
+      Metrics as `coco.score` gives them, and the entries of a COCO results file; the same on all
+      hosts.
     """
     host, hosts = parallel.host()
     rows = np.arange(config.eval.images or len(dataset))[: len(dataset)]
@@ -91,8 +92,8 @@ def evaluate(
         overfull += int((~exact & (index >= 0)).sum())
     if overfull:
         logging.warning(
-            "In %d pictures more than config.model.roi_head.nms_candidates = %d boxes passed the score "
-            "threshold; the lowest were not looked at.",
+            "In %d pictures more boxes than config.model.roi_head.nms_candidates = %d passed the "
+            "score threshold; the lowest were not looked at.",
             overfull,
             config.model.roi_head.nms_candidates,
         )

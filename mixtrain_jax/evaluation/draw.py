@@ -42,7 +42,7 @@ def to_uint8(
     mean: Sequence[float],
     std: Sequence[float],
     channels: str = "rgb",
-    size: Sequence[int] | None = None,
+    size: Sequence[int] | np.ndarray | None = None,
 ) -> np.ndarray:
     """Turns one image of a View back into a picture.
 

@@ -1,4 +1,4 @@
-"""What training and prediction look like: batches with their targets, the teacher's lesson, detections."""
+"""What training looks like: batches with their targets, the teacher's lesson, detections."""
 
 import io
 from collections.abc import Sequence
@@ -18,13 +18,12 @@ PHOTOGRAPHS = 6  # of a batch, at most, in one picture
 SMALLEST_SIDE = 240  # pixels; smaller pictures are enlarged
 
 
-def of_batch(
-    batch: Batch, lesson: Lesson | None, names: Sequence[str], config: Any
-) -> np.ndarray:
+def of_batch(batch: Batch, lesson: Lesson | None, names: Sequence[str], config: Any) -> np.ndarray:
     """Draws what a step trained on.
 
-    Plain training: photographs with the human boxes. MixTraining: for each photograph of the mixed half the
-    weak view with the teacher's boxes, and beside it the strong view with the targets, coloured by
+    Plain training: photographs with the human boxes. MixTraining: for each photograph of the mixed
+    half the weak view with the teacher's boxes, and beside it the strong view with the targets,
+    coloured by
     origin: human, replaced by the teacher's, missing and found, dropped as too hard.
 
     Args:
@@ -36,10 +35,12 @@ def of_batch(
     Returns:
       [h, w, 3] uint8 RGB.
     """
-    if lesson is None:
+    if lesson is None or batch.weak is None or batch.strong is None:
         view = batch.normal
         pictures = [
-            _view(view, i, view.boxes[i][view.valid[i]], view.labels[i][view.valid[i]], names, config)
+            _view(
+                view, i, view.boxes[i][view.valid[i]], view.labels[i][view.valid[i]], names, config
+            )
             for i in range(min(PHOTOGRAPHS, len(view.image)))
         ]
         return draw.contact_sheet(pictures)
@@ -61,7 +62,7 @@ def of_detections(
     labels: np.ndarray,
     names: Sequence[str],
 ) -> np.ndarray:
-    """Draws detections on a photograph [H, W, 3] uint8 RGB, boxes [n, 4] in its pixels, best first."""
+    """Draws detections, best first, on a photograph [H, W, 3] uint8 RGB; boxes in its pixels."""
     texts = [f"{names[label]} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
     colors = [draw.class_color(int(label)) for label in labels]
     return draw.draw_boxes(picture, boxes, texts, colors, min_side=SMALLEST_SIDE)
@@ -84,7 +85,8 @@ def save(path: epath.Path, picture: np.ndarray) -> None:
 
 def _pixels(view: View, i: int, config: Any) -> np.ndarray:
     data = config.data
-    return draw.to_uint8(view.image[i], data.mean, data.std, data.channels, view.size[i])
+    size = np.asarray(view.size[i])
+    return draw.to_uint8(np.asarray(view.image[i]), data.mean, data.std, data.channels, size)
 
 
 def _view(view, i, boxes, labels, names, config, scores=None) -> np.ndarray:
@@ -104,12 +106,22 @@ def _strong(view: View, lesson: Lesson, i: int, names: Sequence[str], config: An
     groups = (
         ("human", fate.kept[i], human.boxes[i], human.labels[i]),
         ("dropped", fate.dropped[i], human.boxes[i], human.labels[i]),
-        ("replaced", fate.mending[i], lesson.targets.boxes[i, pseudo], lesson.targets.labels[i, pseudo]),
-        ("missing", fate.missing[i], lesson.targets.boxes[i, pseudo], lesson.targets.labels[i, pseudo]),
+        (
+            "replaced",
+            fate.mending[i],
+            lesson.targets.boxes[i, pseudo],
+            lesson.targets.labels[i, pseudo],
+        ),
+        (
+            "missing",
+            fate.missing[i],
+            lesson.targets.boxes[i, pseudo],
+            lesson.targets.labels[i, pseudo],
+        ),
     )
     boxes, texts, colors = [np.zeros((0, 4))], [], []
     for origin, mask, group, labels in groups:
-        boxes.append(group[mask])
+        boxes.append(np.asarray(group[mask]))
         texts += [f"{names[label]} {origin}" for label in labels[mask]]
         colors += [draw.ORIGIN_COLORS[origin]] * int(mask.sum())
     return draw.draw_boxes(

@@ -1,7 +1,7 @@
-"""The train state: how it is created, how the optimizer moves the student and how the teacher follows.
+"""The train state: how it begins, how the optimizer moves the student, how the teacher follows.
 
-The optimizer is plain optax. What does not train (frozen BatchNorm, the stem of a pretrained ResNet) and
-what is exempt from weight decay is decided here, by parameter name.
+The optimizer is plain optax. What does not train (frozen BatchNorm, the stem of a pretrained
+ResNet) and what is exempt from weight decay is decided here, by parameter name.
 """
 
 from functools import partial
@@ -19,8 +19,8 @@ from mixtrain_jax.types import Array, Params, TrainState
 def schedule(config, steps: int) -> optax.Schedule:
     """Returns the learning rate as a function of the step.
 
-    Linear warm-up from `warmup_factor` of the rate, then either a drop to a tenth after each share of
-    training in `drops`, or a half cosine to zero.
+    Linear warm-up from `warmup_factor` of the rate, then either a drop to a tenth after each share
+    of training in `drops`, or a half cosine to zero.
 
     Args:
       config: `config.optimizer`.
@@ -50,8 +50,8 @@ def schedule(config, steps: int) -> optax.Schedule:
 def make_optimizer(config, steps: int) -> optax.GradientTransformation:
     """Returns AdamW or SGD with momentum, with frozen parameters left alone.
 
-    AdamW decays the weights of all layers but norms and relative position biases, as the released Swin
-    configs do; SGD adds its decay to every gradient, as the released ResNet configs do.
+    AdamW decays the weights of all layers but norms and relative position biases, as the released
+    Swin configs do; SGD adds its decay to every gradient, as the released ResNet configs do.
 
     Args:
       config: the whole config.
@@ -64,9 +64,7 @@ def make_optimizer(config, steps: int) -> optax.GradientTransformation:
     rate = schedule(options, steps)
     if options.name == "adamw":
         first, second = options.betas
-        moving = optax.adamw(
-            rate, first, second, weight_decay=options.weight_decay, mask=_decays
-        )
+        moving = optax.adamw(rate, first, second, weight_decay=options.weight_decay, mask=_decays)
     elif options.name == "sgd":
         moving = optax.chain(
             optax.add_decayed_weights(options.weight_decay),
@@ -102,7 +100,7 @@ def momentum(config, step: Array) -> Array:
 
 
 def follow(teacher: Params, student: Params, momentum: Array) -> Params:
-    """Moves the teacher: momentum * teacher + (1 - momentum) * student (MixTraining, section 3.1)."""
+    """Returns momentum * teacher + (1 - momentum) * student (MixTraining, section 3.1)."""
     return jax.tree.map(lambda t, s: momentum * t + (1 - momentum) * s, teacher, student)
 
 

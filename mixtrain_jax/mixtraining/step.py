@@ -1,8 +1,9 @@
 """One training step: MixTraining from top to bottom.
 
-The teacher follows the student, looks at the weak view, rates the human boxes and finds its own; targets
-are combined; the student learns from the normal and the strong view, its background softened by the
-teacher; gradients, update. Plain training is the same function on a batch without a mixed half.
+The teacher follows the student, looks at the weak view, rates the human boxes and finds its own;
+targets are combined; the student learns from the normal and the strong view, its background
+softened by the teacher; gradients, update. Plain training is the same function on a batch without
+a mixed half.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import optax
 from mixtrain_jax.mixtraining import state as states
 from mixtrain_jax.mixtraining import targets as mixing
 from mixtrain_jax.mixtraining import teacher as teaching
-from mixtrain_jax.models.detector import Detector
+from mixtrain_jax.models.detector import Detector, call
 from mixtrain_jax.models.roi_heads import Soften, StageRecord
 from mixtrain_jax.types import Array, Batch, Detections, Params, Targets, TrainState, View
 
@@ -62,8 +63,8 @@ def train_step(
       total: sums a number over all devices.
 
     Returns:
-      The next state and metrics, the same on all devices, and the teacher's lesson for this device's
-      photographs (None in plain training). If the loss or the gradient is not finite the
+      The next state and metrics, the same on all devices, and the teacher's lesson for this
+      device's photographs (None in plain training). If the loss or the gradient is not finite the
       parameters and the optimizer stay as they were and the metric `update/bad` is 1.
     """
     teacher = states.follow(
@@ -72,16 +73,15 @@ def train_step(
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
     def gradients(part: Batch):
-        lesson, soften = None, None
-        if part.strong is not None:
-            lesson, soften = teach(model, teacher, part, key, config.mixtraining)
+        lesson, soften, told = None, None, {}
+        if part.weak is not None and part.strong is not None:
+            lesson, soften = teach(model, teacher, part.weak, part.strong, key, config.mixtraining)
+            told = describe(lesson, part.strong, total)
         differentiate = jax.value_and_grad(student_loss, has_aux=True)
         (_, metrics), grads = differentiate(
             state.student, part, lesson, soften, key, model, config.mixtraining, total
         )
-        if lesson is not None:
-            metrics |= describe(lesson, part.strong, total)
-        return total(grads), metrics, lesson
+        return total(grads), metrics | told, lesson
 
     grads, metrics, lesson = in_parts(gradients, batch, config.accumulate)
     updates, moved = optimizer.update(grads, state.optimizer, state.student)
@@ -103,21 +103,21 @@ def train_step(
 
 
 def teach(
-    model: Detector, teacher: Params, batch: Batch, key: Array, config
+    model: Detector, teacher: Params, weak: View, strong: View, key: Array, config
 ) -> tuple[Lesson, Soften | None]:
     """The teacher's part: one look at the weak view, and mixed targets for the strong view.
 
     Args:
       model: the detector.
       teacher: its parameters.
-      batch: photographs with a weak and a strong view.
+      weak: the photographs as the teacher sees them.
+      strong: the same photographs as the student sees them.
       key: PRNG key of this step.
       config: `config.mixtraining`.
 
     Returns:
       The lesson, and the background probabilities to soften the student's loss with (or None).
     """
-    weak, strong = batch.weak, batch.strong
     human = Targets(strong.boxes, strong.labels, strong.valid)
     keys = image_keys(jax.random.fold_in(key, 1), weak) if config.teacher_drop_path else None
     look = teaching.look(model, teacher, weak, strong, keys)
@@ -147,24 +147,21 @@ def student_loss(
     Returns:
       This device's share of the loss, and metrics over all devices.
     """
-    variables = {"params": student}
     normal, strong = batch.normal, batch.strong
     seen = normal if strong is None else _join(normal, strong)
     keys = image_keys(key, seen)
-    pyramid = model.apply(variables, seen.image, seen.size, keys, method="features")
+    pyramid = call(model, student, "features", seen.image, seen.size, keys)
 
     def losses(rows: slice, view: View, targets: Targets, soften: Soften | None):
         own = tuple(level[rows] for level in pyramid)
-        return model.apply(
-            variables, own, view.size, targets, keys[rows], total, soften, method="losses"
-        )
+        return call(model, student, "losses", own, view.size, targets, keys[rows], total, soften)
 
     count = len(normal.image)
     human = Targets(normal.boxes, normal.labels, normal.valid)
     found, records = losses(slice(0, count), normal, human, None)
-    loss = sum(found.values())
+    loss = sum(found.values(), start=jnp.zeros(()))
     metrics = _named("normal", found, records, total)
-    if strong is not None:
+    if strong is not None and lesson is not None:
         found, records = losses(slice(count, None), strong, lesson.targets, soften)
         loss += config.mixed_loss_weight * sum(found.values())
         metrics |= _named("mixed", found, records, total)

@@ -1,8 +1,9 @@
 """Mixed targets: which human boxes stay, and which of the teacher's boxes join them.
 
 MixTraining, sections 3.2 and 3.3: a human box the teacher rates too low is too hard under strong
-augmentation and is left out; one that overlaps a pseudo box is replaced by it; pseudo boxes that overlap
-no human box are missing labels found. Static shapes: N human and P pseudo slots, joined and masked.
+augmentation and is left out; one that overlaps a pseudo box is replaced by it; pseudo boxes that
+overlap no human box are missing labels found. Static shapes: N human and P pseudo slots, joined
+and masked.
 """
 
 from typing import NamedTuple

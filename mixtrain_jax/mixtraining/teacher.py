@@ -1,7 +1,8 @@
 """What the teacher does: it looks once at the weak view, and is then asked three things.
 
-Which objects are there, how sure it is of each human box, and how much each RoI looks like background.
-Pure functions of the teacher's parameters and the weak view; nothing here has a gradient.
+Which objects are there, how sure it is of each human box, and how much each RoI looks like
+background. Pure functions of the teacher's parameters and the weak view; nothing here has a
+gradient.
 """
 
 from typing import NamedTuple
@@ -9,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mixtrain_jax.models.detector import Detector
+from mixtrain_jax.models.detector import Detector, call
 from mixtrain_jax.models.roi_heads import Soften
 from mixtrain_jax.ops import boxes as box_ops
 from mixtrain_jax.types import Array, Detections, Params, Targets, View
@@ -41,9 +42,10 @@ def look(
       teacher: its parameters.
       weak: the photographs as the teacher sees them.
       strong: the same photographs as the student sees them; only its matrices are used.
-      keys: [B] PRNG keys that switch the teacher's stochastic depth on, as the released code has it.
+      keys: [B] PRNG keys that switch the teacher's stochastic depth on, as the released code has
+        it.
     """
-    pyramid = model.apply({"params": teacher}, weak.image, weak.size, keys, method="features")
+    pyramid = call(model, teacher, "features", weak.image, weak.size, keys)
     return Look(
         jax.lax.stop_gradient(pyramid),
         weak.size,
@@ -59,14 +61,13 @@ def find(
 
     Also returns [B] bool, False where the detector had more candidates than it could weigh.
     """
-    variables = {"params": teacher}
-    proposals = model.apply(variables, look.pyramid, look.size, method="proposals")
-    found, exact = model.apply(variables, look.pyramid, look.size, proposals, method="detect")
+    proposals = call(model, teacher, "proposals", look.pyramid, look.size)
+    found, exact = call(model, teacher, "detect", look.pyramid, look.size, proposals)
     return found.replace(valid=found.valid & (found.scores > threshold)), exact
 
 
 def pseudo_boxes(found: Detections, look: Look, strong_size: Array) -> Targets:
-    """Carries detections from the weak to the strong view; those left without area are not valid."""
+    """Carries detections from the weak to the strong view; without area they are not valid."""
     boxes, seen = box_ops.transform(found.boxes, look.to_strong, strong_size)
     return Targets(boxes, found.labels, found.valid & seen)
 
@@ -81,9 +82,7 @@ def rate(model: Detector, teacher: Params, look: Look, human: Targets) -> Array:
       human: human boxes in pixels of the strong view; padding is rated 0.
     """
     boxes, _ = box_ops.transform(human.boxes, look.to_weak, look.size)
-    probabilities = model.apply(
-        {"params": teacher}, look.pyramid, look.size, boxes, method="score_boxes"
-    )
+    probabilities = call(model, teacher, "score_boxes", look.pyramid, look.size, boxes)
     own = jnp.take_along_axis(probabilities, human.labels[..., None], axis=-1)[..., 0]
     return jnp.where(human.valid, own, 0)
 
@@ -96,15 +95,13 @@ def background(model: Detector, teacher: Params, look: Look) -> Soften:
 
     def soften(stage: int, rois: Array) -> Array:
         boxes, _ = box_ops.transform(rois, look.to_weak, look.size)
-        probabilities = model.apply(
-            {"params": teacher}, look.pyramid, look.size, boxes, stage, method="score_boxes"
-        )
+        probabilities = call(model, teacher, "score_boxes", look.pyramid, look.size, boxes, stage)
         return jax.lax.stop_gradient(probabilities[..., -1])
 
     return soften
 
 
 def _between(source: Array, target: Array) -> Array:
-    """Returns the matrix from one view to another, given both views' matrices from the photograph."""
+    """Returns the matrix from one view to another, given those from the photograph to each."""
     exact = jax.lax.Precision.HIGHEST  # accelerators round products of float32 otherwise
     return jnp.matmul(target, jnp.linalg.inv(source), precision=exact)

@@ -2,7 +2,7 @@
 
 What the method needs are separate calls on shared features: `features`, `proposals`, `detect`,
 `score_boxes` and `losses`. The teacher makes the first four, the student all but `score_boxes`.
-Call them through Flax, for example `model.apply({"params": p}, image, size, method="features")`.
+`call` runs one of them with given parameters.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-
 from ml_collections import FrozenConfigDict
 
 from mixtrain_jax.models import rpn
@@ -49,9 +48,7 @@ def build_backbone(config, dtype) -> nn.Module:
             dtype=dtype,
             remat=config.remat,
         )
-    raise UserError(
-        f"config.model.backbone.name is {options.name!r}: choose 'swin' or 'resnet'"
-    )
+    raise UserError(f"config.model.backbone.name is {options.name!r}: choose 'swin' or 'resnet'")
 
 
 class Detector(nn.Module):
@@ -91,10 +88,8 @@ class Detector(nn.Module):
         return self.fpn(self.backbone(image.astype(self.dtype), size, keys), size)
 
     def proposals(self, pyramid: Pyramid, size: Array, training: bool = False) -> Proposals:
-        """Returns boxes that may hold an object, as many as the config says for training or testing."""
-        return rpn.propose(
-            self.rpn(pyramid, size), size, self.config.rpn, training=training
-        )
+        """Returns boxes that may hold an object, as many as for training or for testing."""
+        return rpn.propose(self.rpn(pyramid, size), size, self.config.rpn, training=training)
 
     def detect(
         self,
@@ -132,8 +127,8 @@ class Detector(nn.Module):
           soften: the teacher's background probabilities; see `RoIHead.losses`.
 
         Returns:
-          The losses by name (this device's share; their sum is what to differentiate), and what each stage
-          of the RoI head trained on.
+          The losses by name (this device's share; their sum is what to differentiate), and what
+          each stage of the RoI head trained on.
         """
         predictions = self.rpn(pyramid, size)
         anchor_keys, roi_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
@@ -148,6 +143,11 @@ class Detector(nn.Module):
         """The whole detector in one call: used to create parameters."""
         pyramid = self.features(image, size)
         return self.detect(pyramid, size, self.proposals(pyramid, size))[0]
+
+
+def call(model: Detector, params: Params, method: str, *arguments: Any) -> Any:
+    """Calls a method of the detector: `call(model, params, "features", image, size)`."""
+    return model.apply({"params": params}, *arguments, method=method)
 
 
 def build(config, dtype: Any = None) -> Detector:

@@ -1,14 +1,16 @@
 """The second stage: box heads that name and refine regions of interest (RoIs).
 
-Faster R-CNN has one head, Cascade R-CNN three in a row; both are the same code with one or three stages.
-Heads read 7x7 RoIAlign features, predict class logits (background last) and deltas, and each next stage
-looks at the boxes as the one before left them. All functions take a batch of B images with K RoIs each.
+Faster R-CNN has one head, Cascade R-CNN three in a row; both are the same code with one or three
+stages. Heads read 7x7 RoIAlign features, predict class logits (background last) and deltas, and
+each next stage looks at the boxes as the one before left them. All functions take a batch of B
+images with K RoIs each.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -34,7 +36,8 @@ class BoxHead(nn.Module):
     def __call__(self, pooled: Array) -> tuple[Array, Array]:
         """Maps [B, K, 7, 7, C] features to logits [B, K, classes + 1] and deltas.
 
-        Deltas are [B, K, 4], or [B, K, classes, 4] when the head has one box for each class; both float32.
+        Deltas are [B, K, 4], or [B, K, classes, 4] when the head has one box for each class; both
+        float32.
         """
         dense = nn.initializers.xavier_uniform()
         hidden = pooled.reshape(*pooled.shape[:2], -1)
@@ -127,12 +130,13 @@ class RoIHead(nn.Module):
             if stage + 1 < self.stages:
                 best = logits[..., :-1].argmax(-1)
                 boxes = self.refine(stage, boxes, deltas, best, size)
-        return sum(all_logits) / self.stages, boxes, deltas
+        return jnp.stack(all_logits).mean(0), boxes, deltas
 
     def score(self, pyramid, size: Array, boxes: Array, stage: int | None = None) -> Array:
         """Returns class probabilities [B, K, classes + 1] of boxes, by one stage or by all.
 
-        With `stage` None the boxes go through all stages and the logits are averaged, as at test time.
+        With `stage` None the boxes go through all stages and the logits are averaged, as at test
+        time.
         """
         if stage is None:
             logits, _, _ = self.run_stages(pyramid, size, boxes)
@@ -149,12 +153,12 @@ class RoIHead(nn.Module):
           pyramid: features of B images.
           size: [B, 2] int32 height and width of the images.
           proposals: where to look.
-          scale: [B, 2] float32 (x, y) scale of the view. Boxes are divided by it before NMS, so that they
-            come in pixels of the original photograph; None leaves them in the view.
+          scale: [B, 2] float32 (x, y) scale of the view. Boxes are divided by it before NMS, so
+            that they come in pixels of the original photograph; None leaves them in the view.
 
         Returns:
-          Detections, and [B] bool: False where more pairs of box and class passed the score threshold
-          than `nms_candidates` and those beyond could have mattered.
+          Detections, and [B] bool: False where more pairs of box and class passed the score
+          threshold than `nms_candidates` and those beyond could have mattered.
         """
         logits, boxes, deltas = self.run_stages(pyramid, size, proposals.boxes)
         stds = tuple(self.config.delta_stds[-1])
@@ -194,9 +198,10 @@ class RoIHead(nn.Module):
     ) -> tuple[dict[str, Array], list[StageRecord]]:
         """Classification and box losses of every stage on freshly matched and sampled RoIs.
 
-        Each stage adds the true boxes to its candidates, matches, samples, and hands its refined samples
-        (without the added true boxes) to the next. Losses are normalised over all devices: the class loss
-        by the number of RoIs with a weight, the box loss by the number of sampled RoIs.
+        Each stage adds the true boxes to its candidates, matches, samples, and hands its refined
+        samples (without the added true boxes) to the next. Losses are normalised over all devices:
+        the class loss by the number of RoIs with a weight, the box loss by the number of sampled
+        RoIs.
 
         Args:
           pyramid: features of B images.
@@ -205,8 +210,9 @@ class RoIHead(nn.Module):
           targets: the boxes to be found.
           keys: [B] PRNG keys, one an image, for sampling RoIs.
           total: sums a number over all devices.
-          soften: maps (stage, RoIs [B, K, 4]) to the teacher's background probabilities [B, K], which
-            weigh the RoIs labelled background (MixTraining's soft background); None weighs all RoIs 1.
+          soften: maps (stage, RoIs [B, K, 4]) to the teacher's background probabilities [B, K],
+            which weigh the RoIs labelled background (MixTraining's soft background); None weighs
+            all RoIs 1.
 
         Returns:
           The weighted losses by name (this device's share of each), and a record of each stage.
@@ -287,7 +293,8 @@ class RoIHead(nn.Module):
         return jax.lax.stop_gradient(sampled)
 
 
-class _Sampled(NamedTuple):
+@flax.struct.dataclass
+class _Sampled:
     rois: Array  # [B, K, 4]
     labels: Array  # [B, K], background = number of classes
     wanted: Array  # [B, K, 4] deltas to the matched true box

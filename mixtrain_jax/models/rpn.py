@@ -1,8 +1,8 @@
 """The region proposal network: what it predicts, how proposals come of it, and its losses.
 
-Faster R-CNN, section 3, on the levels of a feature pyramid. Predictions of all levels are joined into one
-axis of A anchors, level by level, then by row, column and ratio, so that everything after the network is
-plain arithmetic on [B, A] arrays.
+Faster R-CNN, section 3, on the levels of a feature pyramid. Predictions of all levels are joined
+into one axis of A anchors, level by level, then by row, column and ratio, so that everything after
+the network is plain arithmetic on [B, A] arrays.
 """
 
 from collections.abc import Callable
@@ -66,9 +66,7 @@ class RPN(nn.Module):
         objectness = nn.Conv(
             self.ratios, (1, 1), dtype=self.dtype, kernel_init=init, name="objectness"
         )
-        deltas = nn.Conv(
-            4 * self.ratios, (1, 1), dtype=self.dtype, kernel_init=init, name="deltas"
-        )
+        deltas = nn.Conv(4 * self.ratios, (1, 1), dtype=self.dtype, kernel_init=init, name="deltas")
         all_logits, all_deltas = [], []
         for level, stride in zip(pyramid, STRIDES, strict=True):
             hidden = nn.relu(conv(padding.mask(level, size, stride)))

@@ -1,8 +1,8 @@
 """Mistakes a user can make, told in one line.
 
-Code that meets bad input raises `UserError` with a sentence that says what is wrong, in which file or
-field, and what to do. The programs turn it into that one line on standard error and exit code 2, so a
-traceback always means a bug of ours.
+Code that meets bad input raises `UserError` with a sentence that says what is wrong, in which file
+or field, and what to do. The programs turn it into that one line on standard error and exit code 2,
+so a traceback always means a bug of ours.
 """
 
 

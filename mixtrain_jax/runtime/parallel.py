@@ -1,8 +1,8 @@
 """Devices: the only module that knows how many there are.
 
-Every local device takes an equal share of this host's batch; parameters are the same on all of them.
-`jax.pmap` runs the step with the state un-stacked (one copy as the program sees it, replicated by
-placement), so nothing has to be stacked, unstacked or undone for a checkpoint.
+Every local device takes an equal share of this host's batch; parameters are the same on all of
+them. `jax.pmap` runs the step with the state un-stacked (one copy as the program sees it,
+replicated by placement), so nothing has to be stacked, unstacked or undone for a checkpoint.
 """
 
 import json
@@ -32,7 +32,7 @@ def place(tree: Any) -> Any:
 
 
 def spread(batch: Any) -> Any:
-    """Cuts the leading axis [B, ...] of every array into [local devices, B / local devices, ...]."""
+    """Cuts the leading axis B of every array into [local devices, B / local devices]."""
     count = jax.local_device_count()
     return jax.tree.map(lambda x: x.reshape(count, len(x) // count, *x.shape[1:]), batch)
 
@@ -45,8 +45,8 @@ def gather(tree: Any) -> Any:
 def map_step(step: Callable) -> Callable:
     """Maps step(state, batch) -> (state, metrics, lesson) over devices.
 
-    State and metrics are un-stacked, batch and lesson have a leading device axis. The old state's memory
-    is reused for the new one.
+    State and metrics are un-stacked, batch and lesson have a leading device axis. The old state's
+    memory is reused for the new one.
     """
     return jax.pmap(
         step, axis_name=AXIS, in_axes=(None, 0), out_axes=(None, None, 0), donate_argnums=(0,)
@@ -54,12 +54,12 @@ def map_step(step: Callable) -> Callable:
 
 
 def map_predict(predict: Callable) -> Callable:
-    """Maps predict(params, view) -> result over devices: params un-stacked, the rest with a device axis."""
+    """Maps predict(params, view) -> result: params un-stacked, the rest with a device axis."""
     return jax.pmap(predict, axis_name=AXIS, in_axes=(None, 0), out_axes=0)
 
 
 def collect(entries: list) -> list:
-    """Joins the hosts' lists of plain JSON values, in the hosts' order; every host gets all of it."""
+    """Joins the hosts' lists of plain JSON values in the hosts' order; every host gets all."""
     if jax.process_count() == 1:
         return entries
     text = np.frombuffer(json.dumps(entries).encode(), np.uint8)

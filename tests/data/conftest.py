@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import common
-from mixtrain_jax.data import records
+from mixtrain_jax.data import records, sources
 
 
 @pytest.fixture
@@ -72,4 +72,4 @@ def dataset(coco_files: Callable[..., dict], config: ConfigDict) -> records.Data
     sizes += [(40, 60), (60, 40), (64, 32)]
     one, two, large = [(4, 6, 20, 20)], [(1, 1, 9, 9), (9, 9, 12, 30)], [(8, 8, 30, 30)]
     coco_files(sizes, [one, two, large, one, two, large, one, one, []])
-    return records.load(config.data, "train")
+    return sources.load(config.data, "train")

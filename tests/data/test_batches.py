@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mixtrain_jax.data import batches, geometry, records
+from mixtrain_jax.data import batches, geometry, sources
 from mixtrain_jax.runtime.errors import UserError
 
 
@@ -28,7 +28,7 @@ def test_plain_epochs_show_every_photograph_once(coco_files, config):
     coco_files([(64, 64)] * 12, [[(4, 6, 20, 20)]] * 12)
     config.mixtraining.enabled = False
     config.data.train.buckets = ((64, 64),)
-    dataset = records.load(config.data, "train")
+    dataset = sources.load(config.data, "train")
     rows = np.concatenate([b.normal.index for b in _train(dataset, config, 9)]).reshape(3, 12)
     assert all(sorted(epoch) == list(range(12)) for epoch in rows.tolist())
     assert len({tuple(epoch) for epoch in rows.tolist()}) == 3
@@ -119,7 +119,7 @@ def test_bad_config(dataset, config, field, value, message):
 def test_nothing_to_train_on(coco_files, config):
     coco_files([(64, 64)], [[]])
     with pytest.raises(UserError, match="no image has a box"):
-        batches.train_batches(records.load(config.data, "train"), config)
+        batches.train_batches(sources.load(config.data, "train"), config)
 
 
 def _spoil(config, *rows):

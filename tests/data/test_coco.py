@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from mixtrain_jax.data import coco, records
+from mixtrain_jax.data import coco, records, sources
 from mixtrain_jax.runtime.errors import UserError
 
 SIZES = [(40, 60), (50, 30), (32, 32)]
@@ -13,7 +13,7 @@ BOXES = [[(5, 5, 10, 20), (0, 0, 60, 40)], [(1, 2, 3.5, 4)], []]
 
 def test_content(coco_files, config):
     content = coco_files(SIZES, BOXES)
-    dataset = records.load(config.data, "train")
+    dataset = sources.load(config.data, "train")
     assert dataset.name == "train"
     assert dataset.image_ids.tolist() == [10, 11, 12]
     assert dataset.sizes.tolist() == [[40, 60], [50, 30], [32, 32]]
@@ -45,7 +45,7 @@ def test_zero_based_ids(coco_files, config):
             annotation["category_id"] = i
 
     coco_files(SIZES, BOXES, edit=edit)
-    dataset = records.load(config.data, "val")
+    dataset = sources.load(config.data, "val")
     assert [each.tolist() for each in dataset.labels] == [[0, 1], [2], []]
 
 
@@ -67,7 +67,7 @@ def test_zero_based_ids(coco_files, config):
 )
 def test_boxes_left_out(coco_files, config, change, reason, in_truth):
     coco_files(SIZES, BOXES, edit=lambda content: content["annotations"][0].update(change))
-    dataset = records.load(config.data, "train")
+    dataset = sources.load(config.data, "train")
     np.testing.assert_array_equal(dataset.boxes[0], [[0, 0, 60, 40]])
     (line,) = [line for line in dataset.report.splitlines() if "not trained on" in line]
     assert "1 " in line
@@ -78,13 +78,13 @@ def test_boxes_left_out(coco_files, config, change, reason, in_truth):
 
 def test_boxes_are_clipped(coco_files, config):
     coco_files(SIZES, [[(-5, 30, 20, 1e300)]])
-    dataset = records.load(config.data, "train")
+    dataset = sources.load(config.data, "train")
     np.testing.assert_array_equal(dataset.boxes[0], [[0, 30, 15, 40]])
 
 
 def test_max_boxes(coco_files, config):
     coco_files([(40, 60)], [[(i, 0, 10, 10) for i in range(8)]])
-    dataset = records.load(config.data, "train")
+    dataset = sources.load(config.data, "train")
     assert dataset.boxes[0][:, 0].tolist() == [0, 1, 2, 3, 4]
     assert len(dataset.ground_truth["annotations"]) == 8
     assert "3 boxes beyond the first 5 of an image (annotation ids 105, 106, 107)" in dataset.report
@@ -142,7 +142,7 @@ def _set(value, *path):
 def test_bad_files(coco_files, config, edit, message):
     coco_files(SIZES, BOXES, edit=edit)
     with pytest.raises(UserError) as error:
-        records.load(config.data, "train")
+        sources.load(config.data, "train")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert "set.json" in str(error.value) or "images" in str(error.value)
@@ -151,7 +151,7 @@ def test_bad_files(coco_files, config, edit, message):
 def test_missing_images_are_counted(coco_files, config):
     coco_files([(40, 40)] * 9, [], pictures=False)
     with pytest.raises(UserError, match=r"9 of 9 images are missing: 0.png, .*, 4.png, \.\.\.;"):
-        records.load(config.data, "train")
+        sources.load(config.data, "train")
 
 
 @pytest.mark.parametrize(
@@ -180,8 +180,8 @@ def test_annotations_is_a_folder(tmp_path):
 
 def test_categories_must_agree(coco_files, config, tmp_path):
     content = coco_files(SIZES, BOXES)
-    train = records.load(config.data, "train")
-    records.check_same_categories(train, records.load(config.data, "val"))
+    train = sources.load(config.data, "train")
+    sources.check_same_categories(train, sources.load(config.data, "val"))
     for change, message in (
         ({"id": 3, "name": "wolf"}, "id 3 is 'dog' in train and 'wolf' in val"),
         ({"id": 4, "name": "dog"}, "id 4 is absent in train and 'dog' in val"),
@@ -194,10 +194,10 @@ def test_categories_must_agree(coco_files, config, tmp_path):
         (tmp_path / "val.json").write_text(json.dumps(content))
         config.data.val.annotations = str(tmp_path / "val.json")
         with pytest.raises(UserError, match=message):
-            records.check_same_categories(train, records.load(config.data, "val"))
+            sources.check_same_categories(train, sources.load(config.data, "val"))
 
 
 def test_unknown_source(config):
     config.data.source = "voc"
     with pytest.raises(UserError, match=r"config.data.source is 'voc'"):
-        records.load(config.data, "train")
+        sources.load(config.data, "train")

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from mixtrain_jax.data import plan, records
+from mixtrain_jax.data import plan, sources
 
 
 def _steps(dataset, config, start_step=0):
@@ -71,7 +71,7 @@ def test_every_place_is_used_once(dataset, config, enabled):
 def test_halves_are_drawn_evenly(coco_files, config):
     """With boxes: normal half of the time, else mixed; without: mixed half of the time, or out."""
     coco_files([(48, 48)] * 40, [[(4, 6, 20, 20)]] * 36 + [[]] * 4)
-    dataset = records.load(config.data, "train")
+    dataset = sources.load(config.data, "train")
     steps = _take(_steps(dataset, config), 4000)
     stream = plan.Stream(dataset, config)
     epochs = max(step.mixed.max() for step in steps) / 40

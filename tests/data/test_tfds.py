@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from mixtrain_jax.data import batches, records
+from mixtrain_jax.data import batches, records, sources
 from mixtrain_jax.runtime.errors import UserError
 
 
@@ -86,7 +86,7 @@ def prepared(tmp_path, monkeypatch, config):
 
 def test_content(prepared, config):
     prepared("array_record")
-    dataset = records.load(config.data, "train")
+    dataset = sources.load(config.data, "train")
     assert sorted(dataset.image_ids) == [100, 101, 102, 103]
     assert dataset.categories == [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}]
     for row, key in enumerate(dataset.image_ids):
@@ -103,8 +103,8 @@ def test_content(prepared, config):
     truth = dataset.ground_truth
     assert len(truth["annotations"]) == 6
     assert [a["iscrowd"] for a in truth["annotations"]].count(1) == 1
-    val = records.load(config.data, "val")
-    records.check_same_categories(dataset, val)
+    val = sources.load(config.data, "val")
+    sources.check_same_categories(dataset, val)
     rows = np.concatenate([view.index for view in batches.eval_batches(val, config, 2)])
     assert sorted(rows[rows >= 0]) == [0, 1, 2, 3]
 
@@ -112,27 +112,27 @@ def test_content(prepared, config):
 def test_needs_random_access(prepared, config):
     prepared("tfrecord")
     with pytest.raises(UserError, match=r"prepared as tfrecord, .* --file_format=array_record"):
-        records.load(config.data, "train")
+        sources.load(config.data, "train")
 
 
 def test_not_prepared(prepared, config):
     prepared("")
     with pytest.raises(UserError, match=r"is not prepared in .*; run: tfds build tiny_shapes"):
-        records.load(config.data, "train")
+        sources.load(config.data, "train")
 
 
 def test_not_a_detection_set(prepared, config):
     prepared("")
     config.data.source = "tfds:not_detection"
     with pytest.raises(UserError, match="is not a detection set"):
-        records.load(config.data, "train")
+        sources.load(config.data, "train")
 
 
 def test_unknown_names(prepared, config):
     prepared("array_record")
     config.data.train.split = "exam"
     with pytest.raises(UserError, match=r"split 'exam' is not a split .* train, validation"):
-        records.load(config.data, "train")
+        sources.load(config.data, "train")
     config.data.source = "tfds:no_such_set"
     with pytest.raises(UserError, match="cannot be opened: Dataset no_such_set not found"):
-        records.load(config.data, "train")
+        sources.load(config.data, "train")

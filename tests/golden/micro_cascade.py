@@ -1,9 +1,9 @@
 """A small Cascade R-CNN with Swin that the released code was run on: weights, input, features.
 
 `weights_recipe.py` makes every weight from its PyTorch name and shape, which `micro_cascade.json`
-lists. `micro_cascade.npz` holds, for one photograph: `image` [200, 300, 3] uint8 RGB; `backbone0` to
-`backbone3` [H, W, C / 4], every fourth channel; `fpn0` to `fpn4` [H, W, 32]; `proposals` [1000, 4]
-and `detections` [60, 6] (box, score, label) in pixels of the photograph.
+lists. `micro_cascade.npz` holds, for one photograph: `image` [200, 300, 3] uint8 RGB; `backbone0`
+to `backbone3` [H, W, C / 4], every fourth channel; `fpn0` to `fpn4` [H, W, 32]; `proposals`
+[1000, 4] and `detections` [60, 6] (box, score, label) in pixels of the photograph.
 """
 
 import functools

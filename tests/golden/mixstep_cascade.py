@@ -1,9 +1,10 @@
 """One MixTraining step of a small Cascade R-CNN as the released code takes it: inputs and results.
 
-The batch holds two normal photographs and two mixed ones. `mixstep_cascade.npz` has the views (`image0` to
-`image5`: normal, normal, strong, weak, strong, weak; cut to their own pad), human boxes, matrices, and the
-numbers the released code found on the way; `mixstep_cascade.json` the losses, sizes and weight shapes.
-The released code pads the whole batch to 320x320 and lets the network see that padding.
+The batch holds two normal photographs and two mixed ones. `mixstep_cascade.npz` has the views
+(`image0` to `image5`: normal, normal, strong, weak, strong, weak; cut to their own pad), human
+boxes, matrices, and the numbers the released code found on the way; `mixstep_cascade.json` the
+losses, sizes and weight shapes. The released code pads the whole batch to 320x320 and lets the
+network see that padding.
 """
 
 import functools
@@ -46,7 +47,7 @@ def params(shapes, prefix=""):
 
 
 def images(rows):
-    """Views [len(rows), 320, 320, 3] float32 of the given places in the batch, and sizes [len(rows), 2]."""
+    """Views [n, 320, 320, 3] float32 of the given places in the batch, and sizes [n, 2]."""
     batch = np.zeros((len(rows), SIDE, SIDE, 3), np.float32)
     for i, row in enumerate(rows):
         image = arrays()[f"image{row}"]

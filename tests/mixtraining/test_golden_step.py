@@ -1,4 +1,4 @@
-"""The released MixTraining step, number by number: teacher, ratings, targets, weights, losses, gradients."""
+"""The released step, number by number: teacher, ratings, targets, weights, losses, gradients."""
 
 import contextlib
 
@@ -87,7 +87,7 @@ def human_boxes(rows):
 
 @contextlib.contextmanager
 def released_clip():
-    """Boxes mapped to the weak view are clipped with the strong view's size, as in the released code."""
+    """Boxes mapped to the weak view are clipped with the strong view's size, as released."""
     _, strong_size = golden.images(STRONG)
     transform = box_ops.transform
     with pytest.MonkeyPatch.context() as patch:
@@ -100,7 +100,8 @@ def look(model, weights):
     """The teacher's look at the weak views, with the released matrices."""
     pyramid, size = features(model, weights[1], WEAK)
     to_weak = [
-        golden.arrays()[f"in{w}_trans_matrix"] @ np.linalg.inv(golden.arrays()[f"in{s}_trans_matrix"])
+        golden.arrays()[f"in{w}_trans_matrix"]
+        @ np.linalg.inv(golden.arrays()[f"in{s}_trans_matrix"])
         for w, s in zip(WEAK, STRONG, strict=True)
     ]
     to_weak = np.stack(to_weak).astype(np.float32)
@@ -113,14 +114,14 @@ def lesson(model, weights, look):
     _, strong_size = golden.images(STRONG)
     limits = golden.facts()["thresholds"]
     found, exact = jax.jit(
-        lambda p, l, proposals: model.apply(
-            {"params": p}, l.pyramid, l.size, proposals, method="detect"
+        lambda p, look, proposals: model.apply(
+            {"params": p}, look.pyramid, look.size, proposals, method="detect"
         )
     )(weights[1], look, stored_proposals("teacher{}_proposals", (0, 1)))
     above = found.replace(valid=found.valid & (found.scores > limits["score_thr"]))
     human = human_boxes(STRONG)
     with released_clip():
-        ratings = jax.jit(lambda p, l, h: teaching.rate(model, p, l, h))(weights[1], look, human)
+        ratings = jax.jit(lambda *given: teaching.rate(model, *given))(weights[1], look, human)
     pseudo = teaching.pseudo_boxes(above, look, strong_size)
     config = configs.load(str(configs.ROOT / "configs" / "cascade.py")).mixtraining
     config.update(gt_score_threshold=limits["gt_score_thr"], iou_threshold=limits["iou_thr"])
@@ -193,9 +194,7 @@ def student(model, weights, look):
                 own = rpn.Predictions(
                     predictions.logits[rows], predictions.deltas[rows], predictions.shapes
                 )
-                found = rpn.losses(
-                    own, sizes[rows], targets, keys[rows], m.config.rpn, lambda x: x
-                )
+                found = rpn.losses(own, sizes[rows], targets, keys[rows], m.config.rpn, lambda x: x)
                 more, records = m.roi_head.losses(
                     [level[rows] for level in pyramid],
                     sizes[rows],
@@ -208,7 +207,7 @@ def student(model, weights, look):
                 out.append((found | more, records))
             return out
 
-        (normal, _), (mixed, records) = out = model.apply({"params": params}, method=forward)
+        (normal, _), (mixed, _) = out = model.apply({"params": params}, method=forward)
         loss = sum(normal.values()) + limits["unsup_weight"] * sum(mixed.values())
         return loss, [(half, rec) for half, rec in out]
 
@@ -225,11 +224,13 @@ def test_losses_are_the_same(student):
     names |= {f"s{k}.loss_cls": f"stage{k}_class" for k in range(3)}
     names |= {f"s{k}.loss_bbox": f"stage{k}_boxes" for k in range(3)}
     for name, ours in names.items():
-        np.testing.assert_allclose(normal[ours] + 2 * mixed[ours], theirs[name], rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(
+            normal[ours] + 2 * mixed[ours], theirs[name], rtol=1e-4, err_msg=name
+        )
     np.testing.assert_allclose(total, theirs["loss"], rtol=1e-4)
 
 
-@pytest.mark.parametrize("half,place", [("sup", 0), ("unsup", 1)])
+@pytest.mark.parametrize(("half", "place"), [("sup", 0), ("unsup", 1)])
 def test_losses_of_each_half_are_the_same(student, half, place):
     ours = student[1][place][0]
     for name, mine in (("cls", "rpn_objectness"), ("bbox", "rpn_boxes")):
@@ -241,7 +242,7 @@ def test_losses_of_each_half_are_the_same(student, half, place):
             np.testing.assert_allclose(ours[f"stage{stage}_{mine}"], share * theirs, rtol=1e-4)
 
 
-@pytest.mark.parametrize("half,place", [("sup", 0), ("unsup", 1)])
+@pytest.mark.parametrize(("half", "place"), [("sup", 0), ("unsup", 1)])
 def test_rois_and_weights_are_the_same(student, half, place):
     for stage, record in enumerate(student[1][place][1]):
         theirs = golden.arrays()[f"loss_{half}_s{stage}_label_weights"]

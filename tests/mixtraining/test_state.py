@@ -1,4 +1,4 @@
-"""Learning rates, weight decay, frozen parameters and the EMA, each against numbers worked out by hand."""
+"""Learning rates, weight decay, frozen parameters and the EMA, against numbers done by hand."""
 
 import jax
 import jax.numpy as jnp

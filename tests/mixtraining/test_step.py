@@ -1,4 +1,4 @@
-"""The training step: what each half contributes, guards, accumulation, and any number of devices."""
+"""The training step: what each half gives, guards, accumulation, any number of devices."""
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,9 @@ def test_lesson_counts_add_up(world):
     *_, state, step, batch = world
     _, metrics, lesson = step(state, batch)
     human = np.asarray(batch.strong.valid)
-    sums = sum(np.asarray(getattr(lesson.fate, n)).astype(int) for n in ("kept", "replaced", "dropped"))
+    sums = sum(
+        np.asarray(getattr(lesson.fate, n)).astype(int) for n in ("kept", "replaced", "dropped")
+    )
     np.testing.assert_array_equal(sums, human.astype(int))
     total = sum(metrics[f"boxes/{name}"] for name in ("kept", "replaced", "dropped"))
     np.testing.assert_allclose(total, metrics["boxes/human"], rtol=1e-6)
@@ -63,7 +65,7 @@ def test_normal_half_ignores_the_mixed_half(world):
 
     @jax.jit
     def gradient(batch):
-        lesson, soften = steps.teach(model, state.teacher, batch, key, method)
+        lesson, soften = steps.teach(model, state.teacher, batch.weak, batch.strong, key, method)
         loss = lambda p: steps.student_loss(  # noqa: E731
             p, batch, lesson, soften, key, model, method, lambda x: x
         )[0]
@@ -158,8 +160,8 @@ for seed in range(3):
         batch = batch.replace(weak=None, strong=None)
     state, metrics, lesson = step(state, parallel.spread(batch))
 found = parallel.gather(lesson)._asdict()["ratings"] if lesson is not None else np.zeros(1)
-np.savez(sys.argv[1], ratings=found, **small.leaves(state), **{k: np.asarray(v) for k, v in metrics.items()})
-print(jax.device_count())
+np.savez(sys.argv[1], ratings=found, **small.leaves(state), **{k: np.asarray(v) for k, v in
+metrics.items()}) print(jax.device_count())
 """
 
 

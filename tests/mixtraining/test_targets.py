@@ -12,7 +12,7 @@ from mixtrain_jax.types import Targets
 HUMAN = [[0, 0, 10, 10], [100, 100, 120, 120], [51, 50, 71, 70], [0, 0, 0, 0]]
 LABELS = [1, 2, 3, 0]
 VALID = [True, True, True, False]
-# Pseudo boxes: one over the third human box (of another class), one alone, one padding over the first.
+# Pseudo boxes: over the third human box (of another class), alone, and padding over the first.
 PSEUDO = [[50, 50, 70, 70], [200, 0, 230, 40], [0, 0, 10, 10]]
 PSEUDO_LABELS = [7, 8, 1]
 PSEUDO_VALID = [True, True, False]
@@ -28,7 +28,9 @@ def combine(ratings, config, human=HUMAN, valid=VALID, pseudo=PSEUDO, pseudo_val
     return mixing.combine(
         Targets(jnp.array([human], jnp.float32), jnp.array([LABELS]), jnp.array([valid])),
         jnp.array([ratings], jnp.float32),
-        Targets(jnp.array([pseudo], jnp.float32), jnp.array([PSEUDO_LABELS]), jnp.array([pseudo_valid])),
+        Targets(
+            jnp.array([pseudo], jnp.float32), jnp.array([PSEUDO_LABELS]), jnp.array([pseudo_valid])
+        ),
         config,
     )
 
