@@ -21,6 +21,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict, FieldReference
 
+from mixtrain_jax.runtime import files
 from mixtrain_jax.runtime.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -77,13 +78,7 @@ def save(config: ConfigDict, path: epath.PathLike) -> None:
     Raises:
       UserError: the file cannot be written.
     """
-    path = epath.Path(path)
-    draft = path.with_name(path.name + ".tmp")
-    try:
-        draft.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-        draft.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    files.write_json(epath.Path(path), config.to_dict(), indent=2)
 
 
 def read(path: epath.PathLike) -> ConfigDict:

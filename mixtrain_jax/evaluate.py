@@ -7,7 +7,6 @@ detections in COCO's results format (--output, default detections.json in the wo
 """
 
 import argparse
-import json
 from typing import Any
 
 from absl import logging
@@ -16,7 +15,7 @@ from etils import epath
 from mixtrain_jax import cli
 from mixtrain_jax.data import records, sources
 from mixtrain_jax.evaluation import coco, detect
-from mixtrain_jax.runtime import checkpoint, parallel
+from mixtrain_jax.runtime import checkpoint, files, parallel
 from mixtrain_jax.runtime.errors import UserError
 
 
@@ -47,8 +46,8 @@ def main(flags: argparse.Namespace) -> None:
     )
     print(coco.table(metrics))
     if parallel.host()[0] == 0:
-        write(output, results)
-        write(output.with_name("metrics.json"), metrics)
+        files.write_json(output, results)
+        files.write_json(output.with_name("metrics.json"), metrics)
         print(f"wrote {output} and {output.with_name('metrics.json')}")
 
 
@@ -70,21 +69,6 @@ def check_parameters(source: str, params: Any, config: Any) -> None:
     """Raises UserError, naming the first array that differs, unless parameters fit the model."""
     expected = detect.parameter_shapes(config)
     checkpoint.check_same_arrays(source, expected, params)
-
-
-def write(path: epath.Path, value: Any) -> None:
-    """Writes JSON.
-
-    Raises:
-      UserError: the file cannot be written.
-    """
-    draft = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps(value) + "\n")
-        draft.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _output(flags: argparse.Namespace) -> epath.Path:

@@ -17,9 +17,9 @@ from etils import epath
 
 from mixtrain_jax import cli
 from mixtrain_jax.data import records, views
-from mixtrain_jax.evaluate import check_parameters, write
+from mixtrain_jax.evaluate import check_parameters
 from mixtrain_jax.evaluation import detect, pictures
-from mixtrain_jax.runtime import checkpoint, parallel
+from mixtrain_jax.runtime import checkpoint, events, files, parallel
 from mixtrain_jax.runtime.errors import UserError
 from mixtrain_jax.types import View
 
@@ -68,9 +68,9 @@ def main(flags: argparse.Namespace) -> None:
         )
         picture = pictures.of_detections(photograph, boxes, scores, labels, names)
         target = output / f"{path.stem}.png"
-        pictures.save(target, picture)
+        files.write(target, events.png(picture))
         print(f"{path}: {len(boxes)} objects, {target}", flush=True)
-    write(output / "detections.json", report)
+    files.write_json(output / "detections.json", report)
     if unreadable:
         raise UserError(f"{len(unreadable)} images could not be read: {', '.join(unreadable)}")
 

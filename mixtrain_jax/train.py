@@ -24,22 +24,26 @@ from mixtrain_jax.evaluation import coco, detect, pictures
 from mixtrain_jax.mixtraining import state as states
 from mixtrain_jax.mixtraining.step import train_step
 from mixtrain_jax.models import detector
-from mixtrain_jax.runtime import checkpoint, parallel
+from mixtrain_jax.runtime import checkpoint, parallel, signals
 from mixtrain_jax.runtime.errors import UserError
 from mixtrain_jax.runtime.lock import lock
 from mixtrain_jax.runtime.monitor import Monitor
 from mixtrain_jax.types import Params, TrainState
 
 
-def main(flags: argparse.Namespace) -> None:
-    """Holds the workdir for this run, and trains."""
+def main(flags: argparse.Namespace) -> int:
+    """Holds the workdir for this run, and trains; returns the exit code."""
     parallel.start()
-    with lock(flags.workdir):
-        train(flags.config, epath.Path(flags.workdir))
+    with lock(flags.workdir), signals.catch() as stop:
+        return train(flags.config, epath.Path(flags.workdir), stop)
 
 
-def train(config: Any, workdir: epath.Path) -> None:
-    """Trains as `config` says, from scratch, from weights or from the workdir's last checkpoint."""
+def train(config: Any, workdir: epath.Path, stop: signals.Stop) -> int:
+    """Trains as `config` says, from scratch, from weights or from the workdir's last checkpoint.
+
+    Returns:
+      0 when training is finished, `signals.STOPPED` when it was asked to stop and has saved.
+    """
     train_set = sources.load(config.data, "train")
     val_set = sources.load(config.data, "val")
     sources.check_same_categories(train_set, val_set)
@@ -62,7 +66,7 @@ def train(config: Any, workdir: epath.Path) -> None:
         state, start = fresh(initial_parameters(model, config)), 0
     if start >= config.steps:
         print(f"{workdir}: training is finished, {start} of {config.steps} steps are done")
-        return
+        return 0
     if start:
         print(f"{workdir}: going on after step {start}")
     state = parallel.place(state)
@@ -95,21 +99,25 @@ def train(config: Any, workdir: epath.Path) -> None:
         if last or done % config.log.every == 0:
             metrics = jax.device_get(metrics)
             monitor.log(done, {"loss": metrics["loss"], "lr": rate(done - 1)} | metrics)
-        if host == 0 and (done == start + 1 or done % config.log.pictures_every == 0):
-            picture = pictures.of_batch(batch, lesson, names, config)
-            pictures.save(workdir / "pictures" / f"train_{done:07d}.png", picture)
-            monitor.picture(done, "train", picture)
+        if done == start + 1 or done % config.log.pictures_every == 0:
+            monitor.picture(done, "train", pictures.of_batch(batch, lesson, names, config))
         evaluating = last or (config.eval.every and done % config.eval.every == 0)
-        if evaluating or done % config.checkpoint.every == 0:
+        if evaluating or stop.requested or done % config.checkpoint.every == 0:
             with monitor.pause():
                 checkpoints.save(done, state, meta)
-        if evaluating:
+        if evaluating and not stop.requested:
             with monitor.pause():
                 scores = evaluate(predict, state, val_set, config)
             monitor.scalars(done, flat(scores))
             checkpoints.record(done, next(iter(scores.values())))
+        if stop.requested:
+            break
     checkpoints.close()
     monitor.close()
+    if stop.requested:
+        print(f"{workdir}: asked to stop, saved after step {done}; start again to go on")
+        return signals.STOPPED
+    return 0
 
 
 def evaluate(predict, state: TrainState, val_set: records.Dataset, config) -> dict[str, dict]:

@@ -46,7 +46,7 @@ def on_devices() -> Callable[..., str]:
     """
 
     def run(count: int, program: str, *arguments: object) -> str:
-        flags = f"--xla_force_host_platform_device_count={count}"
+        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}"
         process = subprocess.run(
             [sys.executable, "-c", textwrap.dedent(program), *map(str, arguments)],
             cwd=pathlib.Path(__file__).parents[1],

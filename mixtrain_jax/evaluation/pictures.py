@@ -1,17 +1,13 @@
 """What training looks like: batches with their targets, the teacher's lesson, detections."""
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from etils import epath
-from PIL import Image
 
 from mixtrain_jax.evaluation import draw
 from mixtrain_jax.mixtraining.step import Lesson
 from mixtrain_jax.runtime import parallel
-from mixtrain_jax.runtime.errors import UserError
 from mixtrain_jax.types import Batch, View
 
 PHOTOGRAPHS = 6  # of a batch, at most, in one picture
@@ -66,21 +62,6 @@ def of_detections(
     texts = [f"{names[label]} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
     colors = [draw.class_color(int(label)) for label in labels]
     return draw.draw_boxes(picture, boxes, texts, colors, min_side=SMALLEST_SIDE)
-
-
-def save(path: epath.Path, picture: np.ndarray) -> None:
-    """Writes a picture [H, W, 3] uint8 in the format its name says.
-
-    Raises:
-      UserError: the file cannot be written.
-    """
-    content = io.BytesIO()
-    Image.fromarray(picture).save(content, format="PNG" if path.suffix == ".png" else "JPEG")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content.getvalue())
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _pixels(view: View, i: int, config: Any) -> np.ndarray:

@@ -107,7 +107,7 @@ def follow(teacher: Params, student: Params, momentum: Array) -> Params:
 def distance(teacher: Params, student: Params) -> Array:
     """Returns |teacher - student| / |student| over all parameters."""
     difference = jax.tree.map(jnp.subtract, teacher, student)
-    return optax.global_norm(difference) / optax.global_norm(student)
+    return optax.tree.norm(difference) / optax.tree.norm(student)
 
 
 def _kinds(backbone, params: Params) -> Any:

@@ -64,7 +64,7 @@ def train_step(
 
     Returns:
       The next state and metrics, the same on all devices, and the teacher's lesson for this
-      device's photographs (None in plain training). If the loss or the gradient is not finite the
+      device's photographs (None in plain training). If the loss, the gradient or the update is not finite the
       parameters and the optimizer stay as they were and the metric `update/bad` is 1.
     """
     teacher = states.follow(
@@ -87,8 +87,9 @@ def train_step(
     updates, moved = optimizer.update(grads, state.optimizer, state.student)
     student = optax.apply_updates(state.student, updates)
 
-    size = optax.global_norm(grads)
-    good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(size)
+    size = optax.tree.norm(grads)
+    numbers = jnp.stack([metrics["loss"], size, optax.tree.norm(updates)])
+    good = jnp.isfinite(numbers).all()
     student, moved = jax.tree.map(
         lambda new, old: jnp.where(good, new, old),
         (student, moved),

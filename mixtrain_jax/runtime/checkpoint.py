@@ -20,6 +20,7 @@ from absl import logging
 from etils import epath
 from flax import traverse_util
 
+from mixtrain_jax.runtime import files
 from mixtrain_jax.runtime.errors import UserError
 from mixtrain_jax.types import Params, TrainState
 
@@ -90,8 +91,7 @@ class Checkpoints:
         """
         self._scores[step] = float(metrics["AP"])
         if jax.process_index() == 0:
-            with _explained(self.directory):
-                _write_json(self.directory / "scores.json", self._scores)
+            files.write_json(self.directory / "scores.json", self._scores)
 
     def scores(self) -> dict[int, float]:
         """AP by step, of the checkpoints that were evaluated."""
@@ -368,12 +368,6 @@ def _read_scores(directory: epath.Path) -> dict[int, float]:
             "%s cannot be read, so the best checkpoint is unknown: %s", path, _line(error)
         )
         return {}
-
-
-def _write_json(path: epath.Path, value: Any) -> None:
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_text(json.dumps(value))
-    draft.replace(path)
 
 
 def _line(error: Exception) -> str:

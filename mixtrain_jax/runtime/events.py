@@ -31,16 +31,21 @@ def scalars(step: int, values: Mapping[str, float]) -> bytes:
 def picture(step: int, tag: str, pixels: np.ndarray) -> bytes:
     """A picture, [H, W, 3] uint8, at a step; it is stored as PNG."""
     height, width, channels = pixels.shape
-    png = io.BytesIO()
-    Image.fromarray(pixels).save(png, "PNG")
     image = (
         _varint_field(1, height)
         + _varint_field(2, width)
         + _varint_field(3, channels)
-        + _bytes_field(4, png.getvalue())
+        + _bytes_field(4, png(pixels))
     )
     value = _bytes_field(1, tag.encode()) + _bytes_field(4, image)
     return _event(step, _bytes_field(5, _bytes_field(1, value)))
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """A picture, [H, W, 3] uint8, as the bytes of a PNG file."""
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    return content.getvalue()
 
 
 def _event(step: int, what: bytes) -> bytes:

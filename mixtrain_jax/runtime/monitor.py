@@ -18,7 +18,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from mixtrain_jax.runtime import events
+from mixtrain_jax.runtime import events, files
 
 BAR = 20  # characters
 UPLOAD = 60.0  # seconds between writes where files cannot be appended to (gs://)
@@ -59,7 +59,7 @@ class Monitor:
         self._last = time.perf_counter()
         self._failed = False
         if active:
-            workdir = epath.Path(workdir)
+            workdir = self._workdir = epath.Path(workdir)
             stamp = f"{time.time():.0f}.{os.getpid()}"
             self._writer = ThreadPoolExecutor(1, "monitor")
             self._jsonl = _Appended(workdir / "metrics.jsonl")
@@ -116,9 +116,11 @@ class Monitor:
         self._write(lambda: self._events.add(events.scalars(step, numbers)))
 
     def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
-        """Writes a picture, [H, W, 3] uint8, to TensorBoard."""
+        """Writes a picture, [H, W, 3] uint8, to TensorBoard and as pictures/NAME_STEP.png."""
         if self._active:
+            path = self._workdir / "pictures" / f"{name}_{step:07d}.png"
             self._write(lambda: self._events.add(events.picture(step, name, pixels)))
+            self._write(lambda: files.write(path, events.png(pixels)))
 
     def close(self) -> None:
         """Returns when everything is written."""
