@@ -10,8 +10,8 @@ def base() -> ConfigDict:
         dict(
             seed=0,
             batch_size=16,  # images a step, over all devices; half of them mixed
-            steps=placeholder(int),  # length of training: steps, or epochs
-            epochs=placeholder(float),
+            epochs=placeholder(float),  # length of training
+            steps=placeholder(int),  # the same in steps; where set, it counts
             steps_per_epoch=placeholder(int),  # unset: one pass over the training images
             accumulate=1,  # each device takes its share in this many parts, one after the other
             init_from="",  # a checkpoint to start from: weights only, step 0
@@ -49,16 +49,7 @@ def data() -> ConfigDict:
                 images="data/coco/train2017",
                 split="train",  # of a tfds source
                 scale=(1333, 400, 1200),  # longest long side; range of the short side
-                buckets=(
-                    (416, 672),
-                    (672, 416),
-                    (608, 992),
-                    (992, 608),
-                    (832, 1344),
-                    (1344, 832),
-                    (1088, 1344),
-                    (1344, 1344),
-                ),  # (height, width) a batch may be padded to
+                buckets=(),  # (height, width) a batch may be padded to; (): chosen for the data
                 augmentation="normal",  # of the normal half: normal, strong or random
             ),
             val=dict(
@@ -66,7 +57,7 @@ def data() -> ConfigDict:
                 images="data/coco/val2017",
                 split="validation",
                 scale=(1333, 800),  # longest long side, short side
-                buckets=((800, 1088), (800, 1344), (1088, 800), (1344, 800), (1344, 1344)),
+                buckets=(),
             ),
             augment=dict(
                 min_posterize_bits=0,

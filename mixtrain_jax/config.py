@@ -26,6 +26,48 @@ from mixtrain_jax.runtime.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
+CHOICES: dict[str, tuple] = {
+    "data.channels": ("rgb", "bgr"),
+    "data.train.augmentation": ("normal", "strong", "random"),
+    "eval.dtype": ("float32", "bfloat16"),
+    "eval.weights": ("student", "teacher", "both"),
+    "model.backbone.depth": (18, 34, 50, 101),
+    "model.backbone.name": ("swin", "resnet"),
+    "model.backbone.norm": ("frozen_batch", "group"),
+    "model.backbone.style": ("caffe", "pytorch"),
+    "model.dtype": ("float32", "bfloat16"),
+    "optimizer.name": ("adamw", "sgd"),
+    "optimizer.schedule": ("steps", "cosine"),
+}
+POSITIVE = (
+    "accumulate",
+    "batch_size",
+    "checkpoint.keep",
+    "data.max_boxes",
+    "eval.batch_size",
+    "log.every",
+    "max_bad_steps",
+    "model.num_classes",
+    "model.roi_head.detections",
+    "model.roi_head.nms_candidates",
+    "model.roi_head.samples",
+    "model.rpn.samples",
+    "steps",
+    "epochs",
+    "steps_per_epoch",
+)
+LENGTHS = {
+    "data.augment.cutout_holes": 2,
+    "data.mean": 3,
+    "data.std": 3,
+    "data.train.scale": 3,
+    "data.val.scale": 2,
+    "model.backbone.depths": 4,
+    "model.backbone.num_heads": 4,
+    "optimizer.betas": 2,
+}
+SAME_LENGTH = ("positive_ious", "delta_stds", "loss_weights")  # of model.roi_head: the stages
+
 
 def load(source: str, overrides: Mapping[str, str] | Iterable[str] = ()) -> ConfigDict:
     """Reads a config file and changes fields of it.
@@ -47,7 +89,31 @@ def load(source: str, overrides: Mapping[str, str] | Iterable[str] = ()) -> Conf
         overrides = dict(_split(text) for text in overrides)
     for name, text in overrides.items():
         override(config, name, text)
+    check(config)
     return config
+
+
+def check(config: ConfigDict) -> None:
+    """Checks what a field's type alone does not say; a field that is not there is not missed.
+
+    Raises:
+      UserError: a field has a value that nothing can be done with; the message names it.
+    """
+    fields = {name: value for name, (_, value, _) in _fields(config).items() if value is not None}
+    for name, choices in CHOICES.items():
+        if name in fields and fields[name] not in choices:
+            raise UserError(
+                f"config.{name} is {fields[name]!r}: choose {' or '.join(map(repr, choices))}"
+            )
+    for name in POSITIVE:
+        if name in fields and fields[name] <= 0:
+            raise UserError(f"config.{name} is {fields[name]}: make it at least 1")
+    for name, length in LENGTHS.items():
+        if name in fields and len(fields[name]) != length:
+            raise UserError(f"config.{name} is {fields[name]}: give {length} numbers")
+    stages = {name: len(fields.get(f"model.roi_head.{name}", ())) for name in SAME_LENGTH}
+    if len(set(stages.values())) > 1:
+        raise UserError(f"config.model.roi_head: give as many {', '.join(stages)} as stages")
 
 
 def override(config: ConfigDict, name: str, text: str) -> None:

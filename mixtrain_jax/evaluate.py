@@ -3,10 +3,12 @@
 python -m mixtrain_jax.evaluate --config=configs/quickstart.py --workdir=runs/quickstart
 
 Prints COCO's twelve numbers and a table of the classes, and writes them as metrics.json beside the
-detections in COCO's results format (--output, default detections.json in the workdir).
+detections in COCO's results format (--output, default detections.json in the workdir, or in the
+current directory where only --checkpoint is given).
 """
 
 import argparse
+import itertools
 from typing import Any
 
 from absl import logging
@@ -17,6 +19,7 @@ from mixtrain_jax.data import records, sources
 from mixtrain_jax.evaluation import coco, detect
 from mixtrain_jax.runtime import checkpoint, files, parallel
 from mixtrain_jax.runtime.errors import UserError
+from mixtrain_jax.types import Params
 
 
 def main(flags: argparse.Namespace) -> None:
@@ -35,7 +38,7 @@ def main(flags: argparse.Namespace) -> None:
     parallel.start()
     parallel.check_batch_size("eval.batch_size", config.eval.batch_size)
     dataset = sources.load(config.data, "val")
-    params, meta = checkpoint.load_weights(source, which)
+    params, meta = load_weights(source, which)
     check_categories(source, meta, dataset)
     config.model.num_classes = len(dataset.categories)
     check_parameters(source, params, config)
@@ -51,21 +54,31 @@ def main(flags: argparse.Namespace) -> None:
         print(f"wrote {output} and {output.with_name('metrics.json')}")
 
 
+def load_weights(source: str, which: str) -> tuple[Params, dict]:
+    """Reads a checkpoint as `checkpoint.load_weights` does; WORKDIR:best is a run's best by AP."""
+    workdir = source.removesuffix(":best")
+    return checkpoint.load_weights(workdir, which, step=None if workdir == source else "best")
+
+
 def check_categories(source: str, meta: dict, dataset: records.Dataset) -> None:
-    """Raises UserError unless the checkpoint was trained on the data set's categories."""
-    trained = meta.get("categories")
-    if trained is not None and trained != dataset.categories:
-        strange = next(
-            (pair for pair in zip(trained, dataset.categories, strict=False) if pair[0] != pair[1]),
-            (f"{len(trained)} categories", f"{len(dataset.categories)}"),
-        )
-        raise UserError(
-            f"{source} was trained on other categories than {dataset.name} has: "
-            f"{strange[0]} there, {strange[1]} here"
-        )
+    """Raises UserError if the checkpoint names its classes, and otherwise than the data set does.
+
+    Their ids may differ, as between COCO's files and TensorFlow Datasets: results have the data
+    set's own.
+    """
+    trained, ours = (
+        [category["name"] for category in categories]
+        for categories in (meta.get("categories", dataset.categories), dataset.categories)
+    )
+    for label, (there, here) in enumerate(itertools.zip_longest(trained, ours, fillvalue="absent")):
+        if there != here:
+            raise UserError(
+                f"{source} was trained on other categories than {dataset.name} has: "
+                f"label {label} is {there} there, {here} here"
+            )
 
 
-def check_parameters(source: str, params: Any, config: Any) -> None:
+def check_parameters(source: str, params: Params, config: Any) -> None:
     """Raises UserError, naming the first array that differs, unless parameters fit the model."""
     expected = detect.parameter_shapes(config)
     checkpoint.check_same_arrays(source, expected, params)
@@ -81,9 +94,13 @@ def parse() -> argparse.ArgumentParser:
     """Returns the command's flags."""
     parser = cli.parser(__doc__)
     parser.add_argument("--workdir", help="a run's directory: its newest checkpoint is evaluated")
-    parser.add_argument("--checkpoint", help="a checkpoint's path instead")
     parser.add_argument(
-        "--output", help="file for the detections; metrics.json is written beside it"
+        "--checkpoint", help="a checkpoint's path instead, or WORKDIR:best for a run's best by AP"
+    )
+    parser.add_argument(
+        "--output",
+        help="file for the detections, metrics.json is written beside it; default detections.json "
+        "in the workdir, without --workdir in the current directory",
     )
     return parser
 

@@ -5,10 +5,14 @@ python -m mixtrain_jax.predict --config=configs/quickstart.py --checkpoint=runs/
 
 Writes each picture with boxes, names and scores, and detections.json: for each image its
 detections, best first, as class name, category id, box (x1 y1 x2 y2 in pixels of the image) and
-score.
+score. The picture of a second image x.jpg is x_2.png. Images that cannot be used are named at the
+end, when all others are written.
 """
 
 import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,35 +21,36 @@ from etils import epath
 
 from mixtrain_jax import cli
 from mixtrain_jax.data import records, views
-from mixtrain_jax.evaluate import check_parameters
+from mixtrain_jax.evaluate import check_parameters, load_weights
 from mixtrain_jax.evaluation import detect, pictures
-from mixtrain_jax.runtime import checkpoint, events, files, parallel
+from mixtrain_jax.runtime import events, files, parallel
 from mixtrain_jax.runtime.errors import UserError
-from mixtrain_jax.types import View
+from mixtrain_jax.types import Params, View
+
+REPORT = "detections.json"
 
 
 def main(flags: argparse.Namespace) -> None:
     """Detects in the images the flags name."""
+    config, output = flags.config, epath.Path(flags.output)
+    targets = plan([epath.Path(image) for image in flags.images], output)
+
     parallel.start()
-    config = flags.config
-    params, meta = checkpoint.load_weights(flags.checkpoint, flags.weights)
-    categories = meta.get("categories")
-    if categories is None:
-        raise UserError(f"{flags.checkpoint} does not say what its classes are called")
+    params, meta = load_weights(flags.checkpoint, flags.weights)
+    categories = name_classes(class_count(flags.checkpoint, params), meta, config)
     config.model.num_classes = len(categories)
     check_parameters(flags.checkpoint, params, config)
     names = [category["name"] for category in categories]
-    output = epath.Path(flags.output)
 
     predict = detect.predictor(config)
     params = parallel.place(params)
-    report, unreadable = [], []
-    for path in map(epath.Path, flags.images):
+    report, unusable = [], []
+    for target, image in targets.items():
         try:
-            photograph = records.decode(path.read_bytes())
+            photograph = records.decode(image.read_bytes())
             view = views.single_view(photograph, config)
-        except (OSError, records.Unreadable) as error:
-            unreadable.append(f"{path} ({error})")
+        except (OSError, records.Unreadable, UserError) as error:
+            unusable.append(f"{image} ({error})")
             continue
         found = next(detect.detect(predict, params, [_for_all_devices(view)]))[1]
         keep = found.valid[0] & (found.scores[0] > flags.threshold)
@@ -54,7 +59,7 @@ def main(flags: argparse.Namespace) -> None:
         )
         report.append(
             {
-                "image": str(path),
+                "image": str(image),
                 "detections": [
                     {
                         "category": names[label],
@@ -67,12 +72,69 @@ def main(flags: argparse.Namespace) -> None:
             }
         )
         picture = pictures.of_detections(photograph, boxes, scores, labels, names)
-        target = output / f"{path.stem}.png"
         files.write(target, events.png(picture))
-        print(f"{path}: {len(boxes)} objects, {target}", flush=True)
-    files.write_json(output / "detections.json", report)
-    if unreadable:
-        raise UserError(f"{len(unreadable)} images could not be read: {', '.join(unreadable)}")
+        print(f"{image}: {len(boxes)} objects, {target}", flush=True)
+    files.write_json(output / REPORT, report)
+    if unusable:
+        raise UserError(
+            f"{len(unusable)} of {len(targets)} images could not be used: {', '.join(unusable)}"
+        )
+
+
+def plan(images: Sequence[epath.Path], output: epath.Path) -> dict[epath.Path, epath.Path]:
+    """Chooses a picture for each image; returns the images by the pictures' paths.
+
+    Raises:
+      UserError: images are missing, or one would be overwritten.
+    """
+    missing = [str(image) for image in images if not image.is_file()]
+    if missing:
+        raise UserError(f"no such image file: {', '.join(missing)}")
+    targets: dict[epath.Path, epath.Path] = {}
+    for image in images:
+        target, number = output / f"{image.stem}.png", 1
+        while target in targets:
+            number += 1
+            target = output / f"{image.stem}_{number}.png"
+        targets[target] = image
+    inputs = {image.resolve() for image in images}
+    for path in (*targets, output / REPORT):
+        if path.resolve() in inputs:
+            raise UserError(f"{path} is an input and would be overwritten; change --output")
+    return targets
+
+
+def class_count(source: str, params: Params) -> int:
+    """How many classes a detector's parameters tell apart; raises UserError if it is none."""
+    try:
+        return len(params["roi_head"]["head0"]["logits"]["bias"]) - 1  # the last is background
+    except KeyError:
+        raise UserError(f"{source} is no detector: it lacks roi_head/head0/logits/bias") from None
+
+
+def name_classes(count: int, meta: dict, config: Any) -> list[dict[str, Any]]:
+    """Returns 'id' and 'name' of each class, in label order.
+
+    They are the checkpoint's; where it names none, those of the config's val annotations if these
+    are there and list as many; else "class 1" and so on.
+    """
+    categories = meta.get("categories") or _annotated(config)
+    if len(categories) == count:
+        return categories
+    return [{"id": i, "name": f"class {i}"} for i in range(1, count + 1)]
+
+
+def _annotated(config: Any) -> list[dict[str, Any]]:
+    """The categories that the val annotations list, in label order; none if there is no file."""
+    annotations = epath.Path(config.data.val.annotations)
+    if config.data.source != "coco" or not annotations.is_file():
+        return []
+    try:
+        listed = json.loads(annotations.read_text())["categories"]
+        named = [{"id": int(c["id"]), "name": str(c["name"])} for c in listed]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{annotations} lists no categories: {error}") from error
+    return sorted(named, key=lambda category: category["id"])
 
 
 def _for_all_devices(view: View) -> View:
@@ -83,7 +145,11 @@ def _for_all_devices(view: View) -> View:
 def parse() -> argparse.ArgumentParser:
     """Returns the command's flags."""
     parser = cli.parser(__doc__)
-    parser.add_argument("--checkpoint", required=True, help="a checkpoint, or a run's directory")
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        help="a checkpoint, a run's directory for its newest, or WORKDIR:best for its best by AP",
+    )
     parser.add_argument("--weights", default="student", choices=("student", "teacher"))
     parser.add_argument(
         "--output", required=True, help="directory for pictures and detections.json"

@@ -8,6 +8,7 @@ metrics.jsonl) and pictures.
 """
 
 import argparse
+import contextlib
 import math
 from functools import partial
 from typing import Any
@@ -34,7 +35,8 @@ from mixtrain_jax.types import Params, TrainState
 def main(flags: argparse.Namespace) -> int:
     """Holds the workdir for this run, and trains; returns the exit code."""
     parallel.start()
-    with lock(flags.workdir), signals.catch() as stop:
+    first = parallel.host()[0] == 0
+    with lock(flags.workdir) if first else contextlib.nullcontext(), signals.catch() as stop:
         return train(flags.config, epath.Path(flags.workdir), stop)
 
 
@@ -48,7 +50,7 @@ def train(config: Any, workdir: epath.Path, stop: signals.Stop) -> int:
     val_set = sources.load(config.data, "val")
     sources.check_same_categories(train_set, val_set)
     complete(config, train_set)
-    configs.save(config, workdir / "config.json")
+    batches.eval_batches(val_set, config, config.eval.batch_size)  # checks sizes and buckets
     print(f"{train_set.report}\n{val_set.report}", flush=True)
 
     model = detector.build(config.model)
@@ -60,25 +62,19 @@ def train(config: Any, workdir: epath.Path, stop: signals.Stop) -> int:
     fresh = partial(states.create, model, optimizer)
     shapes = jax.eval_shape(lambda: fresh(detector.init(model, config.seed)))
     restored = checkpoints.restore_latest(shapes, {"categories": meta["categories"]})
-    if restored is not None:
-        state, start, _ = restored
-    else:
-        state, start = fresh(initial_parameters(model, config)), 0
-    if start >= config.steps:
-        print(f"{workdir}: training is finished, {start} of {config.steps} steps are done")
-        return 0
-    if start:
-        print(f"{workdir}: going on after step {start}")
-    state = parallel.place(state)
+    start = 0 if restored is None else restored[1]
+    host, hosts = parallel.host()
+    faults = batches.Faults(config.data.max_bad_share)
+    stream = batches.train_batches(
+        train_set, config, start_step=start, host_index=host, host_count=hosts, faults=faults
+    )
+    first = fresh(initial_parameters(model, config)) if restored is None else restored[0]
+    state: TrainState = parallel.place(first)
 
     step = parallel.map_step(
         partial(train_step, model=model, optimizer=optimizer, config=config, total=parallel.total)
     )
     rate = states.schedule(config.optimizer, config.steps)
-    host, hosts = parallel.host()
-    stream = batches.train_batches(
-        train_set, config, start_step=start, host_index=host, host_count=hosts
-    )
     monitor = Monitor(
         workdir,
         config.steps,
@@ -86,50 +82,67 @@ def train(config: Any, workdir: epath.Path, stop: signals.Stop) -> int:
         start_step=start,
         active=host == 0,
     )
+
     guard = BadSteps(config.max_bad_steps, train_set)
     names = [category["name"] for category in train_set.categories]
 
-    for done in range(start + 1, config.steps + 1):
-        with monitor.waiting():
-            batch = next(stream)
-        state, metrics, lesson = step(state, parallel.spread(batch))
-        guard.check(done, metrics, batch)
+    def evaluate_at(done: int) -> None:
+        with monitor.pause():
+            scores = evaluate(predict, state, val_set, config)
+        monitor.scalars(done, flat(scores))
+        checkpoints.record(done, next(iter(scores.values())))
 
-        last = done == config.steps
-        if last or done % config.log.every == 0:
-            metrics = jax.device_get(metrics)
-            monitor.log(done, {"loss": metrics["loss"], "lr": rate(done - 1)} | metrics)
-        if done == start + 1 or done % config.log.pictures_every == 0:
-            monitor.picture(done, "train", pictures.of_batch(batch, lesson, names, config))
-        evaluating = last or (config.eval.every and done % config.eval.every == 0)
-        if evaluating or stop.requested or done % config.checkpoint.every == 0:
-            with monitor.pause():
-                checkpoints.save(done, state, meta)
-        if evaluating and not stop.requested:
-            with monitor.pause():
-                scores = evaluate(predict, state, val_set, config)
-            monitor.scalars(done, flat(scores))
-            checkpoints.record(done, next(iter(scores.values())))
-        if stop.requested:
-            break
-    checkpoints.close()
-    monitor.close()
-    if stop.requested:
-        print(f"{workdir}: asked to stop, saved after step {done}; start again to go on")
-        return signals.STOPPED
+    with contextlib.closing(checkpoints), contextlib.closing(monitor):
+        missed = due(start, config.eval.every, config.steps) and start not in checkpoints.scores()
+        if start and missed:  # the run was ended between saving and evaluating
+            evaluate_at(start)
+        if start >= config.steps:
+            print(f"{workdir}: training is finished, {start} of {config.steps} steps are done")
+            return 0
+        if start:
+            print(f"{workdir}: going on after step {start}")
+        if host == 0:
+            configs.save(config, workdir / "config.json")
+
+        for done in range(start + 1, config.steps + 1):
+            with monitor.waiting():
+                batch = next(stream)
+            state, metrics, lesson = step(state, parallel.spread(batch))
+            guard.check(done, metrics, batch)
+
+            if due(done, config.log.every, config.steps):
+                metrics = {"loss": metrics["loss"], "lr": rate(done - 1)} | metrics
+                monitor.log(done, jax.device_get(metrics) | {"data/unreadable": faults.count})
+            if due(done, config.log.pictures_every, config.steps) or done == start + 1:
+                monitor.picture(done, "train", pictures.of_batch(batch, lesson, names, config))
+            stopping = parallel.any_host(stop.requested, done)
+            evaluating = due(done, config.eval.every, config.steps)
+            if stopping or evaluating or due(done, config.checkpoint.every, config.steps):
+                with monitor.pause():
+                    checkpoints.save(done, state, meta)
+            if stopping:
+                print(f"{workdir}: asked to stop, saved after step {done}; start again to go on")
+                return signals.STOPPED
+            if evaluating:
+                evaluate_at(done)
+
+    if faults.count:
+        print(f"{faults.count} of {faults.drawn} pictures could not be read and were skipped")
     return 0
 
 
 def evaluate(predict, state: TrainState, val_set: records.Dataset, config) -> dict[str, dict]:
     """Scores the student, the teacher or both on the val split, and prints the tables."""
-    chosen = config.eval.weights
-    if chosen not in ("student", "teacher", "both"):
-        raise UserError(f"config.eval.weights is {chosen!r}: choose 'student', 'teacher' or 'both'")
-    scores = {}
+    chosen, scores = config.eval.weights, {}
     for name in ("student", "teacher") if chosen == "both" else (chosen,):
         scores[name], _ = detect.evaluate(predict, getattr(state, name), val_set, config)
         print(f"{name} after step {int(state.step)}\n{coco.table(scores[name])}", flush=True)
     return scores
+
+
+def due(step: int, every: int, last: int) -> bool:
+    """Whether something done every so many steps, and after the last one, is due after `step`."""
+    return step == last or (every > 0 and step % every == 0)
 
 
 def flat(scores: dict[str, dict]) -> dict[str, float]:
@@ -151,12 +164,12 @@ def complete(config: Any, dataset: records.Dataset) -> None:
             f"config.model.num_classes is {config.model.num_classes}, but {dataset.name} has "
             f"{classes} categories; leave it unset or correct it"
         )
-    if (config.steps is None) == (config.epochs is None):
-        raise UserError("set either config.steps or config.epochs, not both and not neither")
+    if config.steps is None and config.epochs is None:
+        raise UserError("set config.steps or config.epochs: how long to train")
     if config.steps_per_epoch is None:
         config.steps_per_epoch = math.ceil(len(dataset) / config.batch_size)
     if config.steps is None:
-        config.steps = round(config.epochs * config.steps_per_epoch)
+        config.steps = max(1, round(config.epochs * config.steps_per_epoch))
     halves = 2 if config.mixtraining.enabled else 1
     parallel.check_batch_size("batch_size", config.batch_size, halves * config.accumulate)
     parallel.check_batch_size("eval.batch_size", config.eval.batch_size)

@@ -11,8 +11,10 @@ import fnmatch
 import io
 import json
 import math
+import pathlib
 import pickle
 import re
+import sys
 import warnings
 from typing import Any, NamedTuple
 
@@ -20,6 +22,8 @@ import jax
 import ml_dtypes
 import numpy as np
 from etils import epath
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # of a plain checkout
 
 from mixtrain_jax import cli
 from mixtrain_jax.models import detector, torch_names
@@ -276,8 +280,8 @@ def name_classes(config: Any) -> list[dict[str, Any]] | None:
     if len(names) == count:
         return [{"id": i, "name": name} for i, name in zip(ids, names, strict=True)]
     print(
-        f"the classes stay unnamed, as {annotations} does not list {count}; predict needs names: "
-        "set --config.data.val.annotations"
+        f"the classes stay unnamed, as {annotations} does not list {count}; to name them set "
+        "--config.data.val.annotations, here or in predict"
     )
     return None
 

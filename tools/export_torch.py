@@ -6,9 +6,13 @@ in mmdetection; its norms are named as batch norms are.
 
 import argparse
 import io
+import pathlib
+import sys
 
 import numpy as np
 from etils import epath
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # of a plain checkout
 
 from mixtrain_jax import cli
 from mixtrain_jax.models import swin, torch_names

@@ -14,12 +14,12 @@ from typing import Any
 
 import jax
 import numpy as np
-import tensorflow as tf
 from absl import logging
 from ml_collections import ConfigDict
 
 from mixtrain_jax.data import buckets, plan, records, views
 from mixtrain_jax.data.records import Dataset
+from mixtrain_jax.data.tensorflow import tf
 from mixtrain_jax.runtime.errors import UserError
 from mixtrain_jax.types import Batch, View
 
@@ -104,8 +104,6 @@ def train_batches(
       UserError: see `plan.Stream`; or the batch cannot be divided; or too many photographs cannot
       be read.
     """
-    if config.data.train.augmentation not in ("normal", "strong", "random"):
-        raise UserError("config.data.train.augmentation must be 'normal', 'strong' or 'random'")
     stream = plan.Stream(dataset, config)
     faults = faults or Faults(config.data.max_bad_share)
     switch = plan.first_mixed_step(config)
@@ -222,12 +220,10 @@ def eval_batches(
         raise UserError(f"config.eval.batch_size must be a multiple of the {host_count} hosts")
     faults = faults or Faults(config.data.max_bad_share)
     part = config.data.val
-    sizes = buckets.of(config, "val")
     chosen = np.arange(len(dataset)) if rows is None else np.asarray(rows)
     resized = buckets.resized(dataset.sizes[chosen], *part.scale)
+    sizes = buckets.of(config, "val", resized, np.ones(len(resized)))
     bucket_of = buckets.fitting(resized, sizes)
-    if (bucket_of < 0).any():
-        raise buckets.too_small(resized[bucket_of < 0][0], "val")
     share = batch_size // host_count
 
     def jobs() -> Iterator[tuple[int, int]]:
@@ -279,8 +275,6 @@ class _Pictures:
     faults: Faults
 
     def __post_init__(self) -> None:
-        if self.config.data.channels not in ("rgb", "bgr"):
-            raise UserError("config.data.channels must be 'rgb' or 'bgr'")
         self._render = tf.function(
             lambda image, drawn, height, width: views.render(
                 image, drawn, height, width, self.config.data

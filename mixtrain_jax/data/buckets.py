@@ -1,6 +1,7 @@
 """Sizes of views: how photographs are resized, and the few sizes that batches are padded to.
 
-A bucket is a (height, width), multiples of 32; each one is compiled once.
+A bucket is a (height, width), multiples of 32; each one is compiled once. They stand in the config,
+or are chosen so that a data set's pictures are padded little.
 """
 
 from collections.abc import Sequence
@@ -9,6 +10,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mixtrain_jax.runtime.errors import UserError
+
+Bucket = tuple[int, int]
+
+_MOST = 8  # buckets chosen for a data set
+_CHEAP = 0.003  # share of all pixels that one bucket less may cost
 
 
 def resized(sizes: np.ndarray, long: int, short: np.ndarray | int) -> np.ndarray:
@@ -27,12 +33,66 @@ def resized(sizes: np.ndarray, long: int, short: np.ndarray | int) -> np.ndarray
     return np.maximum((sizes * factor[..., None] + 0.5).astype(np.int64), 1)
 
 
-def of(config: ConfigDict, split: str) -> list[tuple[int, int]]:
-    """The (height, width) that batches of a split ('train' or 'val') may be padded to."""
+def of(config: ConfigDict, split: str, sizes: np.ndarray, weights: np.ndarray) -> list[Bucket]:
+    """The buckets of a split ('train' or 'val'): the config's, or else chosen for the pictures.
+
+    Args:
+      config: the whole config.
+      split: whose buckets.
+      sizes: [..., 2] all resized sizes that will be met.
+      weights: [...] how often.
+
+    Raises:
+      UserError: the config's are no multiples of 32, or a size fits in none of them.
+    """
     buckets = [tuple(bucket) for bucket in config.data[split].buckets]
-    if not buckets or any(side <= 0 or side % 32 for bucket in buckets for side in bucket):
+    if not buckets:
+        return choose(sizes, weights)
+    if any(side <= 0 or side % 32 for bucket in buckets for side in bucket):
         raise UserError(f"config.data.{split}.buckets must be (height, width), multiples of 32")
+    homeless = fitting(sizes, buckets) < 0
+    if homeless.any():
+        raise too_small(sizes[homeless][0], split)
     return buckets
+
+
+def choose(sizes: np.ndarray, weights: np.ndarray) -> list[Bucket]:
+    """Chooses buckets that hold all sizes and pad them little.
+
+    Every size, rounded up to 32, is a bucket at first. Then the two whose union pads least are made
+    one, until there are few enough and the next union would cost more than it saves in
+    compilation.
+
+    Args:
+      sizes: [..., 2] height and width.
+      weights: [...] how often each is met.
+    """
+    rounded = -(-sizes.reshape(-1, 2) // 32) * 32
+    buckets, kind = np.unique(rounded, axis=0, return_inverse=True)
+    counts = np.bincount(kind.reshape(-1), np.broadcast_to(weights, sizes.shape[:-1]).reshape(-1))
+    cheap = _CHEAP * (buckets.prod(axis=1) * counts).sum()
+    while len(buckets) > 1:
+        areas = buckets.prod(axis=1)
+        union = np.maximum(buckets[:, None], buckets).prod(axis=-1)
+        cost = (union - areas[:, None]) * counts[:, None] + (union - areas) * counts
+        np.fill_diagonal(cost, np.inf)
+        one, other = np.unravel_index(np.argmin(cost), cost.shape)
+        if len(buckets) <= _MOST and cost[one, other] > cheap:
+            break
+        buckets[one] = np.maximum(buckets[one], buckets[other])
+        counts[one] += counts[other]
+        buckets, counts = np.delete(buckets, other, axis=0), np.delete(counts, other)
+    return [(int(height), int(width)) for height, width in buckets]
+
+
+def of_any(config: ConfigDict) -> list[Bucket]:
+    """The buckets for pictures nobody has seen yet: the config's for evaluation, or the scale's."""
+    long, short = (-(-side // 32) * 32 for side in config.data.val.scale)
+    return [tuple(bucket) for bucket in config.data.val.buckets] or [
+        (short, long),
+        (long, short),
+        (long, long),
+    ]
 
 
 def fitting(sizes: np.ndarray, buckets: Sequence[tuple[int, int]]) -> np.ndarray:

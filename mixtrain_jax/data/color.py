@@ -6,7 +6,7 @@ Equalise, auto-contrast, posterise and solarise are Pillow's `ImageOps`; contras
 use the grey of ITU-R 601.
 """
 
-import tensorflow as tf
+from mixtrain_jax.data.tensorflow import tf
 
 NAMES = (
     "identity",

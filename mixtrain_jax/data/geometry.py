@@ -6,7 +6,8 @@ pixels and is TensorFlow.
 """
 
 import numpy as np
-import tensorflow as tf
+
+from mixtrain_jax.data.tensorflow import tf
 
 NAMES = ("identity", "translate_x", "translate_y", "rotate", "shear_x")
 LEVELS = 9

@@ -50,14 +50,14 @@ class Stream:
         self.long, low, high = config.data.train.scale
         if not 0 < low <= high:
             raise UserError("config.data.train.scale must be (long, shortest, longest short side)")
-        self.buckets = buckets.of(config, "train")
         self.shorts = np.arange(low, high + 1)
-        sizes, self._kind = np.unique(dataset.sizes, axis=0, return_inverse=True)
+        sizes, self._kind, counts = np.unique(
+            dataset.sizes, axis=0, return_inverse=True, return_counts=True
+        )
         self._kind = self._kind.reshape(-1)
         resized = buckets.resized(sizes[:, None], self.long, self.shorts[None])
+        self.buckets = buckets.of(config, "train", resized, counts[:, None])
         self._bucket = buckets.fitting(resized, self.buckets)
-        if (self._bucket < 0).any():
-            raise buckets.too_small(resized[self._bucket < 0][0], "train")
         has_boxes = np.array([len(boxes) > 0 for boxes in dataset.boxes])
         self.trainable = has_boxes & (dataset.sizes.min(axis=1) >= _SMALLEST_SIDE)
         if not self.trainable.any():

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-
 _ORIENTATION = 0x0112  # the EXIF tag that says how a camera was held
 
 

@@ -3,6 +3,7 @@
 Photographs are read by row, so the set must be prepared in a format with random access
 (array_record). Sizes are not part of the features, so the header of each image is read once at
 start-up. Categories are numbered by their labels: TensorFlow Datasets does not keep COCO's own ids.
+Photographs are numbered by their rows where the set gives them no ids, or gives one twice.
 """
 
 import io
@@ -33,16 +34,21 @@ def load(dataset: str, split: str, max_boxes: int, *, name: str = "tfds") -> rec
     builder = _builder(dataset)
     categories = _categories(dataset, builder.info.features)
     source = _source(dataset, builder, split)
-    targets = records.Targets(max_boxes)
-    ids, files, sizes, boxes, labels = [], [], [], [], []
-    truth: list[dict[str, Any]] = []
+    ids, files, sizes, objects = [], [], [], []
     for row in range(len(source)):
         record = source[row]
-        size = _size(record["image"])
         ids.append(int(record.get("image/id", row)))
         files.append(_text(record.get("image/filename", f"row {row}")))
-        sizes.append(size)
-        found = _annotations(record["objects"], size, ids[-1], first=len(truth) + 1)
+        sizes.append(_size(record["image"]))
+        objects.append(record["objects"])
+    if len(set(ids)) < len(ids):
+        ids = list(range(len(ids)))
+
+    targets = records.Targets(max_boxes)
+    boxes, labels = [], []
+    truth: list[dict[str, Any]] = []
+    for key, size, group in zip(ids, sizes, objects, strict=True):
+        found = _annotations(group, size, key, first=len(truth) + 1)
         xyxy = np.array([each["bbox"] for each in found], np.float64).reshape(-1, 4)
         xyxy[:, 2:] += xyxy[:, :2]
         kept = targets.select(
@@ -55,8 +61,6 @@ def load(dataset: str, split: str, max_boxes: int, *, name: str = "tfds") -> rec
         boxes.append(kept[0])
         labels.append(kept[1])
         truth += found
-    if len(set(ids)) < len(ids):
-        ids = list(range(len(ids)))
 
     return records.Dataset(
         name=name,

@@ -10,13 +10,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 from ml_collections import ConfigDict
 
 from mixtrain_jax.data import buckets, color, geometry
+from mixtrain_jax.data.tensorflow import tf
 from mixtrain_jax.types import View
-
-tf.config.set_visible_devices([], "GPU")  # accelerators belong to JAX
 
 
 class Draw(NamedTuple):
@@ -177,7 +175,7 @@ def single_view(image: np.ndarray, config: ConfigDict) -> View:
     """
     size = np.array(image.shape[:2])
     drawn = undisturbed(size, buckets.resized(size, *config.data.val.scale))
-    sizes = buckets.of(config, "val")
+    sizes = buckets.of_any(config)
     bucket = buckets.fitting(drawn.size, sizes)
     if bucket < 0:
         raise buckets.too_small(drawn.size, "val")

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import optax
 
 from mixtrain_jax.models import detector, resnet
-from mixtrain_jax.runtime.errors import UserError
 from mixtrain_jax.types import Array, Params, TrainState
 
 
@@ -25,14 +24,7 @@ def schedule(config, steps: int) -> optax.Schedule:
     Args:
       config: `config.optimizer`.
       steps: length of the whole training.
-
-    Raises:
-      UserError: `config.optimizer.schedule` has an unknown name.
     """
-    if config.schedule not in ("steps", "cosine"):
-        raise UserError(
-            f"config.optimizer.schedule is {config.schedule!r}: choose 'steps' or 'cosine'"
-        )
     borders = jnp.array([round(share * steps) for share in config.drops])
 
     def rate(step):
@@ -56,22 +48,17 @@ def make_optimizer(config, steps: int) -> optax.GradientTransformation:
     Args:
       config: the whole config.
       steps: length of the whole training.
-
-    Raises:
-      UserError: `config.optimizer.name` is unknown.
     """
     options = config.optimizer
     rate = schedule(options, steps)
     if options.name == "adamw":
         first, second = options.betas
         moving = optax.adamw(rate, first, second, weight_decay=options.weight_decay, mask=_decays)
-    elif options.name == "sgd":
+    else:
         moving = optax.chain(
             optax.add_decayed_weights(options.weight_decay),
             optax.sgd(rate, momentum=options.momentum),
         )
-    else:
-        raise UserError(f"config.optimizer.name is {options.name!r}: choose 'adamw' or 'sgd'")
     kinds = {"trained": moving, "frozen": optax.set_to_zero()}
     return optax.partition(kinds, partial(_kinds, config.model.backbone))
 

@@ -64,8 +64,8 @@ def train_step(
 
     Returns:
       The next state and metrics, the same on all devices, and the teacher's lesson for this
-      device's photographs (None in plain training). If the loss, the gradient or the update is not finite the
-      parameters and the optimizer stay as they were and the metric `update/bad` is 1.
+      device's photographs (None in plain training). If the loss, the gradient or the update is not
+      finite the parameters and the optimizer stay as they were and the metric `update/bad` is 1.
     """
     teacher = states.follow(
         state.teacher, state.student, states.momentum(config.mixtraining, state.step)

@@ -19,7 +19,6 @@ from mixtrain_jax.models.resnet import ResNet
 from mixtrain_jax.models.roi_heads import RoIHead, Soften, StageRecord
 from mixtrain_jax.models.rpn import Proposals
 from mixtrain_jax.models.swin import Swin
-from mixtrain_jax.runtime.errors import UserError
 from mixtrain_jax.types import Array, Detections, Params, Targets
 
 Pyramid = tuple[Array, ...]
@@ -38,17 +37,15 @@ def build_backbone(config, dtype) -> nn.Module:
             dtype=dtype,
             remat=config.remat,
         )
-    if options.name == "resnet":
-        return ResNet(
-            depth=options.depth,
-            base_channels=options.base_channels,
-            style=options.style,
-            norm=options.norm,
-            frozen_stages=options.frozen_stages,
-            dtype=dtype,
-            remat=config.remat,
-        )
-    raise UserError(f"config.model.backbone.name is {options.name!r}: choose 'swin' or 'resnet'")
+    return ResNet(
+        depth=options.depth,
+        base_channels=options.base_channels,
+        style=options.style,
+        norm=options.norm,
+        frozen_stages=options.frozen_stages,
+        dtype=dtype,
+        remat=config.remat,
+    )
 
 
 class Detector(nn.Module):

@@ -102,10 +102,45 @@ class Stem(nn.Module):
 
     @nn.compact
     def __call__(self, image: Array, size: Array) -> Array:
-        x = conv(self.channels, 7, 2, self.dtype, "conv")(image)
+        x = StemConv(self.channels, self.dtype, name="conv")(image)
         x = nn.relu(norm(self.norm, self.dtype, "norm")(x, size, 2))
         # After the ReLU a zero never beats a pixel, so zeros act as no pixels at all.
-        return nn.max_pool(padding.mask(x, size, 2), (3, 3), (2, 2), ((1, 1), (1, 1)))
+        return max_pool(max_pool(padding.mask(x, size, 2), axis=1), axis=2)
+
+
+class StemConv(nn.Module):
+    """7x7 convolution with stride 2, computed on 2x2 blocks of pixels laid out as channels.
+
+    A convolution of three channels leaves most of a processor idle; as a 4x4 convolution of twelve
+    channels with stride 1 the same numbers take a third of the time.
+    """
+
+    channels: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, image: Array) -> Array:
+        b, h, w, c = image.shape
+        kernel = self.param("kernel", weight_init, (7, 7, c, self.channels), jnp.float32)
+        image = jnp.pad(image, ((0, 0), (0, h % 2), (0, w % 2), (0, 0))).astype(self.dtype)
+        h, w = (h + 1) // 2, (w + 1) // 2
+        blocks = image.reshape(b, h, 2, w, 2, c).swapaxes(2, 3).reshape(b, h, w, 4 * c)
+        kernel = jnp.pad(kernel.astype(self.dtype), ((1, 0), (1, 0), (0, 0), (0, 0)))
+        kernel = kernel.reshape(4, 2, 4, 2, c, -1).swapaxes(1, 2).reshape(4, 4, 4 * c, -1)
+        return jax.lax.conv_general_dilated(
+            blocks, kernel, (1, 1), ((2, 1), (2, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+
+def max_pool(x: Array, axis: int) -> Array:
+    """Maximum of three neighbours with stride 2 along one axis; its gradient needs no scatter."""
+    size = x.shape[axis]
+    around = [(1, 1) if i == axis else (0, 0) for i in range(x.ndim)]
+    x = jnp.pad(x, around, constant_values=-jnp.inf)
+    first, second, third = (
+        jax.lax.slice_in_dim(x, start, start + size - 1 + size % 2, 2, axis) for start in range(3)
+    )
+    return jnp.maximum(jnp.maximum(first, second), third)
 
 
 class Stage(nn.Module):
@@ -236,11 +271,15 @@ class GroupNorm(nn.Module):
         groups = math.gcd(c, min(32, max(1, c // 16)))
         scale = self.param("scale", self.scale_init, (c,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (c,), jnp.float32)
-        inside = padding.inside(h, w, padding.extent(size, stride))[..., None, None]
-        cells = inside.sum((1, 2, 3, 4), keepdims=True)
-        count = jnp.maximum(cells, 1) * (c // groups)  # a filler picture has no cells
-        y = x.astype(jnp.float32).reshape(b, h, w, groups, c // groups)
-        mean = jnp.where(inside, y, 0).sum((1, 2, 4), keepdims=True) / count
-        var = jnp.where(inside, (y - mean) ** 2, 0).sum((1, 2, 4), keepdims=True) / count
-        y = ((y - mean) * jax.lax.rsqrt(var + 1e-5)).reshape(b, h, w, c)
-        return (y * scale + bias).astype(self.dtype)
+        inside = padding.inside(h, w, padding.extent(size, stride))[..., None]
+        cells = jnp.maximum(inside.sum((1, 2, 3)), 1)  # a filler picture has no cells
+
+        def mean_of_group(y):
+            """[B, H, W, C] to [B, 1, 1, C]; sums each channel first, which vectorises."""
+            sums = jnp.where(inside, y, 0).sum((1, 2)).reshape(b, groups, -1).sum(-1)
+            return (sums / (cells * (c // groups))[:, None]).repeat(c // groups, -1)[:, None, None]
+
+        y = x.astype(jnp.float32)
+        y = y - mean_of_group(y)
+        factor = jax.lax.rsqrt(mean_of_group(y**2) + 1e-5) * scale
+        return (y * factor + bias).astype(self.dtype)

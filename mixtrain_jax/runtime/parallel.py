@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mixtrain_jax.runtime.errors import UserError
 
 AXIS = "batch"
+_ASK_EVERY = 10  # steps
 
 
 def total(tree: Any) -> Any:
@@ -67,6 +68,15 @@ def collect(entries: list) -> list:
     texts = multihost_utils.process_allgather(np.pad(text, (0, int(sizes.max()) - len(text))))
     parts = [json.loads(bytes(t[:n])) for t, n in zip(texts, sizes, strict=True)]
     return [entry for part in parts for entry in part]
+
+
+def any_host(asked: bool, step: int) -> bool:
+    """Whether any host was asked to stop, the same answer on all; several ask now and then."""
+    if jax.process_count() == 1:
+        return asked
+    if step % _ASK_EVERY:
+        return False
+    return bool(multihost_utils.process_allgather(np.array(asked)).any())
 
 
 def start() -> None:

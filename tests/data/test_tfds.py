@@ -54,6 +54,14 @@ class TinyShapes(tfds.core.GeneratorBasedBuilder):
             )
 
 
+class RepeatedIds(TinyShapes):
+    """The same, with one id for all photographs."""
+
+    def _generate_examples(self):
+        for key, example in super()._generate_examples():
+            yield key, example | {"image/id": 7}
+
+
 class NotDetection(tfds.core.GeneratorBasedBuilder):
     """Photographs without boxes."""
 
@@ -74,12 +82,11 @@ class NotDetection(tfds.core.GeneratorBasedBuilder):
 def prepared(tmp_path, monkeypatch, config):
     """Prepares the tiny set in a file format and points the config at it."""
 
-    def prepare(file_format: str) -> None:
+    def prepare(file_format: str, builder=TinyShapes) -> None:
         monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
-        config.data.source = "tfds:tiny_shapes"
+        config.data.source = f"tfds:{builder.name}"
         if file_format:
-            builder = TinyShapes(data_dir=str(tmp_path), file_format=file_format)
-            builder.download_and_prepare()
+            builder(data_dir=str(tmp_path), file_format=file_format).download_and_prepare()
 
     return prepare
 
@@ -107,6 +114,17 @@ def test_content(prepared, config):
     sources.check_same_categories(dataset, val)
     rows = np.concatenate([view.index for view in batches.eval_batches(val, config, 2)])
     assert sorted(rows[rows >= 0]) == [0, 1, 2, 3]
+
+
+def test_repeated_ids_are_replaced_everywhere(prepared, config):
+    prepared("array_record", RepeatedIds)
+    dataset = sources.load(config.data, "train")
+    assert dataset.image_ids.tolist() == [0, 1, 2, 3]
+    truth = dataset.ground_truth
+    assert [image["id"] for image in truth["images"]] == [0, 1, 2, 3]
+    for image in truth["images"]:
+        found = [a for a in truth["annotations"] if a["image_id"] == image["id"]]
+        assert image["file_name"] == f"{len(found)}.png"
 
 
 def test_needs_random_access(prepared, config):

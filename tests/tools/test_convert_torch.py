@@ -1,6 +1,8 @@
 import json
 import os
+import pathlib
 import pickle
+import subprocess
 import sys
 
 import jax
@@ -51,6 +53,20 @@ def run(tool, *arguments):
 def convert(config_path, source, output, *arguments):
     flags = f"--config={config_path}", f"--input={source}", f"--output={output}"
     return run(convert_torch, *flags, *arguments)
+
+
+@pytest.mark.parametrize("tool", [convert_torch, export_torch])
+def test_runs_from_a_plain_checkout(tool, tmp_path):
+    process = subprocess.run(
+        [sys.executable, str(pathlib.Path(tool.__file__)), "--help"],
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.startswith("usage: ")
 
 
 def save_safetensors(path, state):
