@@ -19,7 +19,7 @@ quickstart: .venv/installed $(SHAPES)/annotations/val.json
 	  --output=$(RUN)/predictions $$(ls $(SHAPES)/val/*.jpg | head -n 8)
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check

@@ -141,8 +141,9 @@ def test_save_and_read_give_the_same_config(file, tmp_path):
         config.read(tmp_path / "config.json")
     with pytest.raises(UserError, match="cannot read .*: No such file"):
         config.read(tmp_path / "none.json")
+    (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write"):
-        config.save(saved, tmp_path / "nowhere" / "config.json")
+        config.save(saved, tmp_path / "file" / "config.json")
 
 
 def make_parser():

@@ -105,8 +105,6 @@ def test_plain_augmentation(dataset, config, augmentation):
         ("data.train.buckets", ((64, 64),), r"fits in none of config.data.train.buckets"),
         ("data.train.buckets", ((64, 65),), r"config.data.train.buckets must be"),
         ("data.train.scale", (96, 64, 32), r"config.data.train.scale must be"),
-        ("data.train.augmentation", "weak", r"config.data.train.augmentation must be"),
-        ("data.channels", "grb", r"config.data.channels must be"),
         ("seed", -1, r"config.seed must not be negative"),
     ],
 )

@@ -22,8 +22,37 @@ def test_fitting_bucket():
     assert buckets.fitting(sizes, choice).tolist() == [3, 2, 1, 0, -1, 3]
 
 
-@pytest.mark.parametrize("choice", [(), ((64, 65),), ((0, 64),)])
-def test_bad_buckets(config, choice):
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        (((64, 65),), r"config.data.val.buckets must be"),
+        (((0, 64),), r"config.data.val.buckets must be"),
+        (((64, 64),), r"height 65 and width 3 fits in none of config.data.val.buckets"),
+    ],
+)
+def test_bad_buckets(config, choice, message):
     config.data.val.buckets = choice
-    with pytest.raises(UserError, match=r"config.data.val.buckets must be"):
-        buckets.of(config, "val")
+    with pytest.raises(UserError, match=message):
+        buckets.of(config, "val", np.array([[65, 3]]), np.ones(1))
+
+
+def test_chosen_buckets_hold_everything_and_pad_little():
+    rng = np.random.default_rng(0)
+    sizes = rng.choice([(480, 640), (640, 480), (427, 640), (640, 640), (333, 500)], 500)
+    resized = buckets.resized(sizes, 1333, 800)
+    chosen = buckets.choose(resized, np.ones(len(resized)))
+    assert len(chosen) <= 8
+    assert all(side % 32 == 0 for bucket in chosen for side in bucket)
+    kind = buckets.fitting(resized, chosen)
+    assert (kind >= 0).all()
+    waste = np.array(chosen).prod(axis=1)[kind].sum() / resized.prod(axis=1).sum()
+    assert waste < 1.06
+
+
+def test_many_sizes_become_few_buckets():
+    resized = np.random.default_rng(0).integers(100, 1300, (400, 2))
+    chosen = buckets.choose(resized, np.ones(400))
+    assert 2 < len(chosen) <= 8
+    assert (buckets.fitting(resized, chosen) >= 0).all()
+    one = buckets.choose(np.array([[90, 64]]), np.ones(1))
+    assert one == [(96, 64)]

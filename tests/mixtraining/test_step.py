@@ -114,7 +114,7 @@ def test_parts_are_averaged(world):
 
     step = jax.jit(small.step_of(config, model, small.Recorder()))
     parts = [jax.tree.map(lambda x, i=i: x[i : i + 1], batch) for i in range(2)]
-    grads = [step(state.replace(optimizer=()), part)[0].optimizer for part in parts]
+    grads = [step(state.replace(optimizer=state.student), part)[0].optimizer for part in parts]
     mean = jax.tree.map(lambda a, b: (a + b) / 2, *grads)
     updates, _ = optimizer.update(mean, state.optimizer, state.student)
     for name, value in small.leaves(updates).items():
@@ -160,8 +160,9 @@ for seed in range(3):
         batch = batch.replace(weak=None, strong=None)
     state, metrics, lesson = step(state, parallel.spread(batch))
 found = parallel.gather(lesson)._asdict()["ratings"] if lesson is not None else np.zeros(1)
-np.savez(sys.argv[1], ratings=found, **small.leaves(state), **{k: np.asarray(v) for k, v in
-metrics.items()}) print(jax.device_count())
+metrics = {name: np.asarray(value) for name, value in metrics.items()}
+np.savez(sys.argv[1], ratings=found, **small.leaves(state), **metrics)
+print(jax.device_count())
 """
 
 
