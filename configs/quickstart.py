@@ -12,7 +12,7 @@ from configs import common
 def get_config(argument: str | None = None):
     config = common.base()
     config.batch_size = 8
-    config.epochs = 12.8  # 2406 steps
+    config.epochs = 10.0  # 1880 steps
 
     data = config.data
     data.max_boxes = 20

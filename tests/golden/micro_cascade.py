@@ -3,7 +3,8 @@
 `weights_recipe.py` makes every weight from its PyTorch name and shape, which `micro_cascade.json`
 lists. `micro_cascade.npz` holds, for one photograph: `image` [200, 300, 3] uint8 RGB; `backbone0`
 to `backbone3` [H, W, C / 4], every fourth channel; `fpn0` to `fpn4` [H, W, 32]; `proposals`
-[1000, 4] and `detections` [60, 6] (box, score, label) in pixels of the photograph.
+[1000, 4] and `detections` [60, 6] (box, score, label) in pixels of the photograph; and `detections2`,
+`detections3` of the two pictures in `images`, which are resized first.
 """
 
 import functools
@@ -56,3 +57,12 @@ def params(shapes):
             for path, name in torch_names.names(shapes).items()
         }
     )
+
+
+def model_config(config):
+    """Shrinks `config.model` of configs/cascade.py to this model."""
+    config.num_classes = 80
+    config.backbone.update(**SWIN)
+    config.fpn.channels = config.rpn.channels = FPN_CHANNELS
+    config.roi_head.fc_channels = 64
+    return config

@@ -148,11 +148,7 @@ def same(ours, theirs):
 @pytest.mark.golden
 def test_released_detector_finds_the_same_boxes():
     config = configs.load(str(configs.ROOT / "configs" / "cascade.py")).model
-    config.num_classes = 80
-    config.backbone.update(**golden.SWIN)
-    config.fpn.channels = config.rpn.channels = golden.FPN_CHANNELS
-    config.roi_head.fc_channels = 64
-    model = detector.build(config, "float32")
+    model = detector.build(golden.model_config(config), "float32")
     weights = golden.params(jax.eval_shape(lambda: detector.init(model, 0)))
     image, size = golden.network_input()
 
