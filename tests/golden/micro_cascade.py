@@ -3,8 +3,8 @@
 `weights_recipe.py` makes every weight from its PyTorch name and shape, which `micro_cascade.json`
 lists. `micro_cascade.npz` holds, for one photograph: `image` [200, 300, 3] uint8 RGB; `backbone0`
 to `backbone3` [H, W, C / 4], every fourth channel; `fpn0` to `fpn4` [H, W, 32]; `proposals`
-[1000, 4] and `detections` [60, 6] (box, score, label) in pixels of the photograph; and `detections2`,
-`detections3` of the two pictures in `images`, which are resized first.
+[1000, 4] and `detections` [60, 6] (box, score, label) in pixels of the photograph; and
+`detections2`, `detections3` of the two pictures in `images`, which are resized first.
 """
 
 import functools
