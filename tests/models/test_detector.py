@@ -139,10 +139,17 @@ def test_losses_and_gradients_do_not_depend_on_padding(model, params, monkeypatc
 
 
 def same(ours, theirs):
-    """Boxes, scores and validity agree slot by slot."""
+    """The same boxes and scores; only scores equal to rounding may change places."""
     np.testing.assert_array_equal(ours.valid, theirs.valid)
     np.testing.assert_allclose(ours.scores, theirs.scores, atol=1e-4)
-    np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=2e-2)
+    for i, valid in enumerate(np.asarray(ours.valid)):
+        columns = [
+            np.concatenate([np.asarray(x.boxes[i]), 200 * np.asarray(x.scores[i])[:, None]], axis=1)
+            for x in (ours, theirs)
+        ]
+        distance = np.abs(columns[0][valid][:, None] - columns[1][valid][None]).max(-1)
+        assert (distance.min(axis=0) < 2e-2).all()
+        assert (distance.min(axis=1) < 2e-2).all()
 
 
 @pytest.mark.golden
