@@ -4,8 +4,7 @@ python -m mixtrain_jax.train --config=configs/cascade.py --workdir=runs/cascade
 
 Batch 32; the released model reaches 52.8 box mAP on COCO val2017 (published, not yet reproduced
 here). Start from ImageNet weights: --config.init_from=PATH (docs/weights.md). Plain training at
-the same
-settings: --config=configs/cascade.py:plain.
+the same settings: --config=configs/cascade.py:plain.
 """
 
 from configs import common

@@ -4,8 +4,7 @@ python -m mixtrain_jax.train --config=configs/faster.py --workdir=runs/faster
 
 Batch 16; the released model reaches 50.3 box mAP on COCO val2017 (published, not yet reproduced
 here). Start from ImageNet weights: --config.init_from=PATH (docs/weights.md). Plain training at
-the same
-settings: --config=configs/faster.py:plain,epochs=24.
+the same settings: --config=configs/faster.py:plain,epochs=24.
 """
 
 from configs import common

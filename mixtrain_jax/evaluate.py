@@ -9,7 +9,6 @@ current directory where only --checkpoint is given).
 
 import argparse
 import itertools
-from typing import Any
 
 from absl import logging
 from etils import epath
@@ -17,9 +16,8 @@ from etils import epath
 from mixtrain_jax import cli
 from mixtrain_jax.data import records, sources
 from mixtrain_jax.evaluation import coco, detect
-from mixtrain_jax.runtime import checkpoint, files, parallel
+from mixtrain_jax.runtime import files, parallel
 from mixtrain_jax.runtime.errors import UserError
-from mixtrain_jax.types import Params
 
 
 def main(flags: argparse.Namespace) -> None:
@@ -38,10 +36,10 @@ def main(flags: argparse.Namespace) -> None:
     parallel.start()
     parallel.check_batch_size("eval.batch_size", config.eval.batch_size)
     dataset = sources.load(config.data, "val")
-    params, meta = load_weights(source, which)
+    params, meta = detect.load_weights(source, which)
     check_categories(source, meta, dataset)
     config.model.num_classes = len(dataset.categories)
-    check_parameters(source, params, config)
+    detect.check_parameters(source, params, config)
 
     print(dataset.report, flush=True)
     metrics, results = detect.evaluate(
@@ -52,12 +50,6 @@ def main(flags: argparse.Namespace) -> None:
         files.write_json(output, results)
         files.write_json(output.with_name("metrics.json"), metrics)
         print(f"wrote {output} and {output.with_name('metrics.json')}")
-
-
-def load_weights(source: str, which: str) -> tuple[Params, dict]:
-    """Reads a checkpoint as `checkpoint.load_weights` does; WORKDIR:best is a run's best by AP."""
-    workdir = source.removesuffix(":best")
-    return checkpoint.load_weights(workdir, which, step=None if workdir == source else "best")
 
 
 def check_categories(source: str, meta: dict, dataset: records.Dataset) -> None:
@@ -76,12 +68,6 @@ def check_categories(source: str, meta: dict, dataset: records.Dataset) -> None:
                 f"{source} was trained on other categories than {dataset.name} has: "
                 f"label {label} is {there} there, {here} here"
             )
-
-
-def check_parameters(source: str, params: Params, config: Any) -> None:
-    """Raises UserError, naming the first array that differs, unless parameters fit the model."""
-    expected = detect.parameter_shapes(config)
-    checkpoint.check_same_arrays(source, expected, params)
 
 
 def _output(flags: argparse.Namespace) -> epath.Path:

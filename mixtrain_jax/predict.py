@@ -1,7 +1,6 @@
 """Detects objects in image files.
 
-python -m mixtrain_jax.predict --config=configs/quickstart.py --checkpoint=runs/quickstart
---output=out IMAGE ...
+python -m mixtrain_jax.predict --config=FILE --checkpoint=PATH --output=DIR IMAGE [IMAGE ...]
 
 Writes each picture with boxes, names and scores, and detections.json: for each image its
 detections, best first, as class name, category id, box (x1 y1 x2 y2 in pixels of the image) and
@@ -10,7 +9,6 @@ end, when all others are written.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,8 +18,7 @@ from absl import logging
 from etils import epath
 
 from mixtrain_jax import cli
-from mixtrain_jax.data import records, views
-from mixtrain_jax.evaluate import check_parameters, load_weights
+from mixtrain_jax.data import records, sources, views
 from mixtrain_jax.evaluation import detect, pictures
 from mixtrain_jax.runtime import events, files, parallel
 from mixtrain_jax.runtime.errors import UserError
@@ -36,10 +33,10 @@ def main(flags: argparse.Namespace) -> None:
     targets = plan([epath.Path(image) for image in flags.images], output)
 
     parallel.start()
-    params, meta = load_weights(flags.checkpoint, flags.weights)
+    params, meta = detect.load_weights(flags.checkpoint, flags.weights)
     categories = name_classes(class_count(flags.checkpoint, params), meta, config)
     config.model.num_classes = len(categories)
-    check_parameters(flags.checkpoint, params, config)
+    detect.check_parameters(flags.checkpoint, params, config)
     names = [category["name"] for category in categories]
 
     predict = detect.predictor(config)
@@ -118,23 +115,10 @@ def name_classes(count: int, meta: dict, config: Any) -> list[dict[str, Any]]:
     They are the checkpoint's; where it names none, those of the config's val annotations if these
     are there and list as many; else "class 1" and so on.
     """
-    categories = meta.get("categories") or _annotated(config)
+    categories = meta.get("categories") or sources.val_categories(config.data)
     if len(categories) == count:
         return categories
     return [{"id": i, "name": f"class {i}"} for i in range(1, count + 1)]
-
-
-def _annotated(config: Any) -> list[dict[str, Any]]:
-    """The categories that the val annotations list, in label order; none if there is no file."""
-    annotations = epath.Path(config.data.val.annotations)
-    if config.data.source != "coco" or not annotations.is_file():
-        return []
-    try:
-        listed = json.loads(annotations.read_text())["categories"]
-        named = [{"id": int(c["id"]), "name": str(c["name"])} for c in listed]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{annotations} lists no categories: {error}") from error
-    return sorted(named, key=lambda category: category["id"])
 
 
 def _for_all_devices(view: View) -> View:

@@ -20,7 +20,7 @@ from etils import epath
 
 from mixtrain_jax import cli
 from mixtrain_jax import config as configs
-from mixtrain_jax.data import batches, records, sources
+from mixtrain_jax.data import batches, buckets, records, sources
 from mixtrain_jax.evaluation import coco, detect, pictures
 from mixtrain_jax.mixtraining import state as states
 from mixtrain_jax.mixtraining.step import train_step
@@ -50,7 +50,7 @@ def train(config: Any, workdir: epath.Path, stop: signals.Stop) -> int:
     val_set = sources.load(config.data, "val")
     sources.check_same_categories(train_set, val_set)
     complete(config, train_set)
-    batches.eval_batches(val_set, config, config.eval.batch_size)  # checks sizes and buckets
+    buckets.for_evaluation(val_set.sizes, config)  # fails now rather than after training
     print(f"{train_set.report}\n{val_set.report}", flush=True)
 
     model = detector.build(config.model)

@@ -140,7 +140,7 @@ def test_a_runs_best_checkpoint_can_be_chosen(tmp_path):
         checkpoints.save(step, state, {}, {"AP": ap})
     checkpoints.close()
     for source, step in ((f"{tmp_path}:best", 1), (str(tmp_path), 2)):
-        params, meta = evaluate.load_weights(source, "student")
+        params, meta = detect.load_weights(source, "student")
         assert params["a"].tolist() == [step, step]
         assert meta["step"] == step
 

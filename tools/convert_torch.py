@@ -26,6 +26,7 @@ from etils import epath
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # of a plain checkout
 
 from mixtrain_jax import cli
+from mixtrain_jax.data import sources
 from mixtrain_jax.models import detector, torch_names
 from mixtrain_jax.runtime import checkpoint
 from mixtrain_jax.runtime.errors import UserError
@@ -266,22 +267,16 @@ def explain(source: str, problems: list[Entry]) -> str:
 def name_classes(config: Any) -> list[dict[str, Any]] | None:
     """Categories for the checkpoint: those of the config's annotations, or COCO's, if they fit."""
     count = config.model.num_classes
-    annotations = epath.Path(config.data.val.annotations)
-    if config.data.source == "coco" and annotations.is_file():
-        try:
-            listed = json.loads(annotations.read_text())["categories"]
-            named = [{"id": int(c["id"]), "name": str(c["name"])} for c in listed]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{annotations} lists no categories: {error}") from error
-        if len(named) == count:
-            return sorted(named, key=lambda c: c["id"])
+    named = sources.val_categories(config.data)
+    if len(named) == count:
+        return named
     names = [name.replace("_", " ") for name in COCO_NAMES.split()]
     ids = [i for i in range(1, 91) if i not in COCO_UNUSED_IDS]
     if len(names) == count:
         return [{"id": i, "name": name} for i, name in zip(ids, names, strict=True)]
     print(
-        f"the classes stay unnamed, as {annotations} does not list {count}; to name them set "
-        "--config.data.val.annotations, here or in predict"
+        f"the classes stay unnamed, as {config.data.val.annotations} does not list {count}; to "
+        "name them set --config.data.val.annotations, here or in predict"
     )
     return None
 

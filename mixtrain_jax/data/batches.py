@@ -219,11 +219,8 @@ def eval_batches(
     if batch_size % host_count:
         raise UserError(f"config.eval.batch_size must be a multiple of the {host_count} hosts")
     faults = faults or Faults(config.data.max_bad_share)
-    part = config.data.val
     chosen = np.arange(len(dataset)) if rows is None else np.asarray(rows)
-    resized = buckets.resized(dataset.sizes[chosen], *part.scale)
-    sizes = buckets.of(config, "val", resized, np.ones(len(resized)))
-    bucket_of = buckets.fitting(resized, sizes)
+    sizes, bucket_of = buckets.for_evaluation(dataset.sizes[chosen], config)
     share = batch_size // host_count
 
     def jobs() -> Iterator[tuple[int, int]]:
@@ -240,7 +237,7 @@ def eval_batches(
             blank, size = np.zeros([1, 1, 3], np.uint8), np.array(sizes[bucket])
             return blank, -1, [views.undisturbed(np.array([1, 1]), size)]
         size = dataset.sizes[row]
-        drawn = views.undisturbed(size, buckets.resized(size, *part.scale))
+        drawn = views.undisturbed(size, buckets.resized(size, *config.data.val.scale))
         return image, row, [drawn]
 
     pictures = _Pictures(dataset, config, sizes, faults)

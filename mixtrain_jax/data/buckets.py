@@ -56,6 +56,24 @@ def of(config: ConfigDict, split: str, sizes: np.ndarray, weights: np.ndarray) -
     return buckets
 
 
+def for_evaluation(sizes: np.ndarray, config: ConfigDict) -> tuple[list[Bucket], np.ndarray]:
+    """The buckets of the val split, and which of them each photograph goes to.
+
+    Args:
+      sizes: [N, 2] height and width of the photographs.
+      config: the whole config; its val scale and buckets are used.
+
+    Returns:
+      the buckets, and [N] the index of each photograph's.
+
+    Raises:
+      UserError: see `of`.
+    """
+    small = resized(sizes, *config.data.val.scale)
+    buckets = of(config, "val", small, np.ones(len(small)))
+    return buckets, fitting(small, buckets)
+
+
 def choose(sizes: np.ndarray, weights: np.ndarray) -> list[Bucket]:
     """Chooses buckets that hold all sizes and pad them little.
 

@@ -87,6 +87,20 @@ def load(annotations: str, images: str, max_boxes: int, *, name: str = "coco") -
     )
 
 
+def categories(path: str) -> list[dict[str, Any]]:
+    """The 'id' and 'name' of each class an annotation file lists, in label order; no more is read.
+
+    Raises:
+      UserError: the file lists no categories.
+    """
+    try:
+        listed = json.loads(epath.Path(path).read_text())["categories"]
+        named = [{"id": int(c["id"]), "name": str(c["name"])} for c in listed]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} lists no categories: {error}") from error
+    return sorted(named, key=lambda category: category["id"])
+
+
 def _read(path: str) -> dict[str, Any]:
     try:
         content = json.loads(epath.Path(path).read_bytes())

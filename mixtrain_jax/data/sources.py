@@ -1,5 +1,8 @@
 """Where a data set comes from: COCO files or TensorFlow Datasets, as the config says."""
 
+from typing import Any
+
+from etils import epath
 from ml_collections import ConfigDict
 
 from mixtrain_jax.data import coco
@@ -19,6 +22,17 @@ def load(config: ConfigDict, split: str) -> Dataset:
             config.source.removeprefix("tfds:"), part.split, config.max_boxes, name=split
         )
     raise UserError(f"config.data.source is '{config.source}'; it must be 'coco' or 'tfds:NAME'")
+
+
+def val_categories(config: ConfigDict) -> list[dict[str, Any]]:
+    """The classes that the val annotations of a config's `data` part list, in label order.
+
+    Empty where there are no such annotations; raises UserError where they list no categories.
+    """
+    annotations = config.val.annotations
+    if config.source != "coco" or not epath.Path(annotations).is_file():
+        return []
+    return coco.categories(annotations)
 
 
 def check_same_categories(train: Dataset, val: Dataset) -> None:

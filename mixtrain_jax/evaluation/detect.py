@@ -12,7 +12,7 @@ from mixtrain_jax.data import batches
 from mixtrain_jax.data.records import Dataset
 from mixtrain_jax.evaluation import coco
 from mixtrain_jax.models import detector
-from mixtrain_jax.runtime import parallel
+from mixtrain_jax.runtime import checkpoint, parallel
 from mixtrain_jax.types import Array, Detections, Params, View
 
 Predict = Callable[[Params, View], tuple[Detections, Array]]
@@ -99,6 +99,17 @@ def evaluate(
         )
     results = parallel.collect(results)
     return coco.score(dataset.ground_truth, results, dataset.image_ids[rows]), results
+
+
+def load_weights(source: str, which: str) -> tuple[Params, dict]:
+    """Reads a checkpoint as `checkpoint.load_weights` does; WORKDIR:best is a run's best by AP."""
+    workdir = source.removesuffix(":best")
+    return checkpoint.load_weights(workdir, which, step=None if workdir == source else "best")
+
+
+def check_parameters(source: str, params: Params, config: Any) -> None:
+    """Raises UserError, naming the first array that differs, unless parameters fit the model."""
+    checkpoint.check_same_arrays(source, parameter_shapes(config), params)
 
 
 def parameter_shapes(config: Any) -> Params:

@@ -8,14 +8,8 @@ a batch was put together.
 
 import jax.numpy as jnp
 
+from mixtrain_jax.ops.boxes import own_pad
 from mixtrain_jax.types import Array
-
-MULTIPLE = 32
-
-
-def own_pad(size: Array) -> Array:
-    """Rounds sizes [..., 2] (height, width) in pixels up to multiples of 32."""
-    return (size + MULTIPLE - 1) // MULTIPLE * MULTIPLE
 
 
 def extent(size: Array, stride: int) -> Array:

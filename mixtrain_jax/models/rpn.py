@@ -80,13 +80,11 @@ class RPN(nn.Module):
         )
 
 
-def level_anchors(shapes: tuple[tuple[int, int], ...], config) -> list[np.ndarray]:
-    """Returns the anchors of each level, float32 [H_l * W_l * ratios, 4] in pixels of the view."""
-    scale, ratios = config.anchor_scale, tuple(config.anchor_ratios)
-    return [
-        anchor_ops.level_anchors(*shape, stride, scale, ratios)
-        for shape, stride in zip(shapes, STRIDES, strict=True)
-    ]
+def all_anchors(shapes: tuple[tuple[int, int], ...], config) -> np.ndarray:
+    """Returns the anchors of all levels, float32 [A, 4] in pixels of the view."""
+    return anchor_ops.pyramid_anchors(
+        shapes, STRIDES, config.anchor_scale, tuple(config.anchor_ratios)
+    )
 
 
 def propose(predictions: Predictions, size: Array, config, *, training: bool) -> Proposals:
@@ -103,7 +101,9 @@ def propose(predictions: Predictions, size: Array, config, *, training: bool) ->
     """
     candidates = config.train_candidates if training else config.test_candidates
     count = config.train_proposals if training else config.test_proposals
-    levels = level_anchors(predictions.shapes, config)
+    cells = [height * width for height, width in predictions.shapes]
+    borders = np.cumsum(cells)[:-1] * len(config.anchor_ratios)
+    levels = np.split(all_anchors(predictions.shapes, config), borders)
 
     def of_level(logits, deltas, anchors, size):
         scores = jnp.where(anchor_ops.inside(anchors, size), nn.sigmoid(logits), -jnp.inf)
@@ -114,18 +114,12 @@ def propose(predictions: Predictions, size: Array, config, *, training: bool) ->
         return boxes, jnp.where(keep, scores, -jnp.inf)
 
     def of_image(logits, deltas, size):
-        boxes, scores, start = [], [], 0
-        for anchors in levels:
-            stop = start + len(anchors)
-            level = of_level(logits[start:stop], deltas[start:stop], anchors, size)
-            boxes.append(level[0])
-            scores.append(level[1])
-            start = stop
-        all_boxes, all_scores = jnp.concatenate(boxes), jnp.concatenate(scores)
-        best, index = jax.lax.top_k(all_scores, min(count, len(all_scores)))
+        parts = zip(jnp.split(logits, borders), jnp.split(deltas, borders), levels, strict=True)
+        boxes, scores = map(jnp.concatenate, zip(*(of_level(*part, size) for part in parts)))
+        best, index = jax.lax.top_k(scores, min(count, len(scores)))
         valid = jnp.isfinite(best)
         return Proposals(
-            jnp.where(valid[:, None], all_boxes[index], 0), jnp.where(valid, best, 0), valid
+            jnp.where(valid[:, None], boxes[index], 0), jnp.where(valid, best, 0), valid
         )
 
     logits, deltas = jax.lax.stop_gradient((predictions.logits, predictions.deltas))
@@ -156,14 +150,15 @@ def losses(
     Returns:
       `rpn_objectness` and `rpn_boxes`: this device's share of each loss.
     """
-    anchors = jnp.concatenate(level_anchors(predictions.shapes, config))
+    constant = all_anchors(predictions.shapes, config)
+    anchors = jnp.asarray(constant)
 
     def of_image(logits, deltas, size, boxes, valid, key):
         match = matching.match(
             anchors,
             boxes,
             valid,
-            valid=anchor_ops.inside(anchors, size, config.border),
+            valid=anchor_ops.inside(constant, size, config.border),
             positive=config.positive_iou,
             negative=config.negative_iou,
             low_quality=config.negative_iou,
