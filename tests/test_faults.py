@@ -96,7 +96,7 @@ def test_fifty_kills(shapes, whole, tmp_path):
 
 def test_a_second_signal_ends_at_once_and_the_disk_is_whole(shapes, tmp_path):
     workdir = tmp_path / "run"
-    running = tiny.Command("train", shapes, workdir, steps=100_000, checkpoint__every=1)
+    running = tiny.Command("train", shapes, workdir, **OFTEN)
     running.wait_for("\nstep ")
     os.kill(running.processes[0].pid, signal.SIGSTOP)  # so that both arrive in one step
     running.signal(signal.SIGTERM)
