@@ -5,6 +5,8 @@ them. `jax.pmap` runs the step with the state un-stacked (one copy as the progra
 replicated by placement), so nothing has to be stacked, unstacked or undone for a checkpoint.
 """
 
+import importlib.metadata
+import importlib.util
 import json
 import os
 from collections.abc import Callable
@@ -15,6 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mixtrain_jax.runtime import memory
 from mixtrain_jax.runtime.errors import UserError
 
 AXIS = "batch"
@@ -89,6 +92,16 @@ def start() -> None:
         "jax_compilation_cache_dir", cache or os.path.expanduser("~/.cache/mixtrain_jax")
     )
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if _no_accelerator():
+        memory.keep_freed()
+
+
+def _no_accelerator() -> bool:
+    """Whether JAX can only compute on the CPU; known without starting its devices."""
+    if jax.config.jax_platforms:
+        return jax.config.jax_platforms == "cpu"
+    plugins = importlib.metadata.entry_points(group="jax_plugins")
+    return not plugins and importlib.util.find_spec("libtpu") is None
 
 
 def host() -> tuple[int, int]:
