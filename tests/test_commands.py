@@ -10,6 +10,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from configs import common
 from mixtrain_jax import cli, evaluate, predict, train
 from mixtrain_jax import config as configs
 from mixtrain_jax.data import sources
@@ -112,6 +113,25 @@ def test_a_stopped_run_goes_on_bit_by_bit(finished, shapes, tmp_path, after, cap
         for folder in (tmp_path, finished)
     )
     assert ours[6] == theirs[6]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("word", ["", "plain", "strong", "random", "released", *common.ABLATIONS])
+def test_each_row_of_the_ablation_table_trains(shapes, tmp_path, word):
+    config = common.variants(config_for(shapes, steps=20, log__every=1), word)
+    assert run(config, tmp_path) == 0
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    assert len(steps) == 20
+    for line in steps:
+        assert line["update/bad"] == 0
+        assert np.isfinite(line["loss"])
+        assert ("mixed/rpn_objectness" in line) == config.mixtraining.enabled
+    if config.mixtraining.enabled:  # a fresh teacher is sure of nothing
+        dropped, human = (
+            sum(line[f"boxes/{name}"] for line in steps) for name in ("dropped", "human")
+        )
+        assert dropped == human > 0
 
 
 def test_a_finished_run_says_so_and_more_steps_go_on(finished, shapes, tmp_path, capsys):
