@@ -98,8 +98,8 @@ def start() -> None:
 
 def _no_accelerator() -> bool:
     """Whether JAX can only compute on the CPU; known without starting its devices."""
-    if jax.config.jax_platforms:
-        return jax.config.jax_platforms == "cpu"
+    if platforms := jax.config.read("jax_platforms"):
+        return platforms == "cpu"
     plugins = importlib.metadata.entry_points(group="jax_plugins")
     return not plugins and importlib.util.find_spec("libtpu") is None
 
