@@ -12,9 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from mixtrain_jax import config
-from mixtrain_jax.runtime.errors import UserError
+from mixtrain_jax.runtime.errors import BAD_INPUT, UserError
 
-BAD_INPUT = 2
 INTERRUPTED = 130
 
 
@@ -55,6 +54,19 @@ def parser(description: str | None, *, config_required: bool = True) -> argparse
         help="config file; --config.FIELD=VALUE changes one of its fields",
     )
     return result
+
+
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of a command that may run in several processes; see `parallel.start`."""
+    parser.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="several processes: where the first can be reached (Slurm and Cloud TPU need no flag)",
+    )
+    parser.add_argument("--processes", type=int, metavar="N", help="several processes: how many")
+    parser.add_argument(
+        "--process", type=int, metavar="I", help="several processes: this one's number, from 0"
+    )
 
 
 def run(

@@ -9,6 +9,7 @@ current directory where only --checkpoint is given).
 
 import argparse
 import itertools
+from typing import Any
 
 from absl import logging
 from etils import epath
@@ -33,7 +34,20 @@ def main(flags: argparse.Namespace) -> None:
         raise UserError(f"config.eval.weights is {which!r}: choose 'student' or 'teacher' here")
     output = _output(flags)
 
-    parallel.start()
+    parallel.start(flags.coordinator, flags.processes, flags.process)
+    with parallel.together():
+        evaluate(config, source, which, output)
+
+
+def evaluate(config: Any, source: str, which: str, output: epath.Path) -> None:
+    """Evaluates one of a checkpoint's sets of weights on the val split, and writes what it finds.
+
+    Args:
+      config: the whole config.
+      source: a workdir or checkpoint, as `detect.load_weights` takes it.
+      which: "student" or "teacher".
+      output: where the detections go; metrics.json is written beside it.
+    """
     parallel.check_batch_size("eval.batch_size", config.eval.batch_size)
     dataset = sources.load(config.data, "val")
     params, meta = detect.load_weights(source, which)
@@ -41,15 +55,15 @@ def main(flags: argparse.Namespace) -> None:
     config.model.num_classes = len(dataset.categories)
     detect.check_parameters(source, params, config)
 
-    print(dataset.report, flush=True)
+    parallel.say(dataset.report)
     metrics, results = detect.evaluate(
         detect.predictor(config), parallel.place(params), dataset, config
     )
-    print(coco.table(metrics))
+    parallel.say(coco.table(metrics))
     if parallel.host()[0] == 0:
         files.write_json(output, results)
         files.write_json(output.with_name("metrics.json"), metrics)
-        print(f"wrote {output} and {output.with_name('metrics.json')}")
+        parallel.say(f"wrote {output} and {output.with_name('metrics.json')}")
 
 
 def check_categories(source: str, meta: dict, dataset: records.Dataset) -> None:
@@ -88,6 +102,7 @@ def parse() -> argparse.ArgumentParser:
         help="file for the detections, metrics.json is written beside it; default detections.json "
         "in the workdir, without --workdir in the current directory",
     )
+    cli.add_processes(parser)
     return parser
 
 

@@ -35,9 +35,8 @@ from mixtrain_jax.types import Params, TrainState
 
 def main(flags: argparse.Namespace) -> int:
     """Holds the workdir for this run, and trains; returns the exit code."""
-    parallel.start()
-    first = parallel.host()[0] == 0
-    with lock(flags.workdir) if first else contextlib.nullcontext(), signals.catch() as stop:
+    parallel.start(flags.coordinator, flags.processes, flags.process)
+    with parallel.together(), parallel.on_first(lock(flags.workdir)), signals.catch() as stop:
         return train(flags.config, epath.Path(flags.workdir), stop)
 
 
@@ -52,7 +51,7 @@ def train(config: Any, workdir: epath.Path, stop: signals.Stop) -> int:
     sources.check_same_categories(train_set, val_set)
     complete(config, train_set)
     buckets.for_evaluation(val_set.sizes, config)  # fails now rather than after training
-    print(f"{train_set.report}\n{val_set.report}", flush=True)
+    parallel.say(f"{train_set.report}\n{val_set.report}")
 
     model = detector.build(config.model)
     optimizer = states.make_optimizer(config, config.steps)
@@ -98,10 +97,12 @@ def train(config: Any, workdir: epath.Path, stop: signals.Stop) -> int:
         if start and missed:  # the run was ended between saving and evaluating
             evaluate_at(start)
         if start >= config.steps:
-            print(f"{workdir}: training is finished, {start} of {config.steps} steps are done")
+            parallel.say(
+                f"{workdir}: training is finished, {start} of {config.steps} steps are done"
+            )
             return 0
         if start:
-            print(f"{workdir}: going on after step {start}")
+            parallel.say(f"{workdir}: going on after step {start}")
         if host == 0:
             configs.save(config, workdir / "config.json")
 
@@ -116,13 +117,16 @@ def train(config: Any, workdir: epath.Path, stop: signals.Stop) -> int:
                 monitor.log(done, jax.device_get(metrics) | {"data/unreadable": faults.count})
             if due(done, config.log.pictures_every, config.steps) or done == start + 1:
                 monitor.picture(done, "train", pictures.of_batch(batch, lesson, names, config))
-            stopping = parallel.any_host(stop.requested, done)
+            stopping = checkpoints.reached_preemption(done) or (stop.requested and hosts == 1)
             evaluating = due(done, config.eval.every, config.steps)
             if stopping or evaluating or due(done, config.checkpoint.every, config.steps):
                 with monitor.pause():
                     checkpoints.save(done, state, meta)
             if stopping:
-                print(f"{workdir}: asked to stop, saved after step {done}; start again to go on")
+                checkpoints.wait()
+                parallel.say(
+                    f"{workdir}: asked to stop, saved after step {done}; start again to go on"
+                )
                 return signals.STOPPED
             if evaluating:
                 evaluate_at(done)
@@ -137,7 +141,7 @@ def evaluate(predict, state: TrainState, val_set: records.Dataset, config) -> di
     chosen, scores = config.eval.weights, {}
     for name in ("student", "teacher") if chosen == "both" else (chosen,):
         scores[name], _ = detect.evaluate(predict, getattr(state, name), val_set, config)
-        print(f"{name} after step {int(state.step)}\n{coco.table(scores[name])}", flush=True)
+        parallel.say(f"{name} after step {int(state.step)}\n{coco.table(scores[name])}")
     return scores
 
 
@@ -199,10 +203,9 @@ def initial_parameters(model: detector.Detector, config: Any) -> Params:
     if not taken:
         raise UserError(f"config.init_from={config.init_from}: none of its arrays fits this model")
     rest = ", ".join(outline(ours.keys() - taken.keys(), taken.keys()))
-    print(
+    parallel.say(
         f"took {len(taken)} of {len(ours)} arrays from {config.init_from}"
-        + (f"; as initialised: {rest}" if rest else ""),
-        flush=True,
+        + (f"; as initialised: {rest}" if rest else "")
     )
     return traverse_util.unflatten_dict(ours | taken)
 
@@ -264,6 +267,7 @@ def parse() -> argparse.ArgumentParser:
     """Returns the command's flags."""
     parser = cli.parser(__doc__)
     parser.add_argument("--workdir", required=True, help="directory of this run")
+    cli.add_processes(parser)
     return parser
 
 

@@ -41,6 +41,16 @@ def pytest_make_collect_report(collector):
     return no_skips((yield))
 
 
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory) -> pathlib.Path:
+    """A folder with fourteen generated pictures to train on and six for evaluation."""
+    from tools import make_shapes
+
+    folder = tmp_path_factory.mktemp("shapes")
+    make_shapes.make(folder, train=14, val=6, size=64, seed=0, drop=0, shift=0, swap=0)
+    return folder
+
+
 @pytest.fixture
 def on_devices() -> Callable[..., str]:
     """Runs a program in a process of its own with some number of fake devices; returns its output.

@@ -16,36 +16,8 @@ from mixtrain_jax import config as configs
 from mixtrain_jax.data import sources
 from mixtrain_jax.evaluation import coco
 from mixtrain_jax.runtime import checkpoint, parallel, signals
-from tests.mixtraining import small
-from tools import make_shapes
-
-STEPS = 6
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory):
-    """Fourteen training pictures and six for evaluation."""
-    folder = tmp_path_factory.mktemp("shapes")
-    make_shapes.make(folder, train=14, val=6, size=64, seed=0, drop=0, shift=0, swap=0)
-    return folder
-
-
-def config_for(shapes, **changes):
-    config = small.config()
-    config.model.num_classes = None
-    config.batch_size, config.steps = 4, STEPS
-    config.eval.batch_size = 4
-    config.data.train.update(scale=(64, 48, 64), buckets=((64, 64),))
-    config.data.val.update(scale=(64, 64), buckets=((64, 64),))
-    for split in ("train", "val"):
-        config.data[split].annotations = str(shapes / "annotations" / f"{split}.json")
-        config.data[split].images = str(shapes / split)
-    config.checkpoint.every = 3
-    config.log.update(every=2, pictures_every=STEPS)
-    config.optimizer.warmup_steps = 2
-    for name, value in changes.items():
-        configs.override(config, name.replace("__", "."), str(value))
-    return config
+from tests import tiny
+from tests.tiny import STEPS
 
 
 class StopAfter:
@@ -66,20 +38,11 @@ def run(config, workdir, stop=None):
     return train.train(config, workdir, stop or signals.Stop())
 
 
-def saved(workdir, step):
-    """All arrays of a checkpoint."""
-    found = {}
-    for which in ("student", "teacher"):
-        params, _ = checkpoint.load_weights(workdir / "checkpoints" / str(step), which)
-        found |= {which + name: leaf for name, leaf in small.leaves(params).items()}
-    return found
-
-
 @pytest.fixture(scope="module")
 def finished(shapes, tmp_path_factory):
     """A run from start to end."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    assert run(config_for(shapes), workdir) == 0
+    assert run(tiny.get_config(shapes), workdir) == 0
     return workdir
 
 
@@ -96,29 +59,21 @@ def test_workdir_of_a_finished_run(finished):
 @pytest.mark.parametrize("after", [1, 4])
 def test_a_stopped_run_goes_on_bit_by_bit(finished, shapes, tmp_path, after, capsys):
     stop = StopAfter(tmp_path, after)
-    assert run(config_for(shapes), tmp_path, stop) == signals.STOPPED
+    assert run(tiny.get_config(shapes), tmp_path, stop) == signals.STOPPED
     assert f"saved after step {after};" in capsys.readouterr().out
-    assert run(config_for(shapes), tmp_path) == 0
+    assert run(tiny.get_config(shapes), tmp_path) == 0
     assert f"going on after step {after}" in capsys.readouterr().out
-    whole, resumed = saved(finished, STEPS), saved(tmp_path, STEPS)
+    whole, resumed = tiny.saved(finished, STEPS), tiny.saved(tmp_path, STEPS)
     assert whole.keys() == resumed.keys()
     for name, value in whole.items():
         np.testing.assert_array_equal(resumed[name], value, err_msg=name)
-    ours, theirs = (
-        {
-            line["step"]: line["loss"]
-            for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-            if "loss" in line
-        }
-        for folder in (tmp_path, finished)
-    )
-    assert ours[6] == theirs[6]
+    assert tiny.logged(tmp_path)[STEPS] == tiny.logged(finished)[STEPS]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("word", ["", "plain", "strong", "random", "released", *common.ABLATIONS])
 def test_each_row_of_the_ablation_table_trains(shapes, tmp_path, word):
-    config = common.variants(config_for(shapes, steps=20, log__every=1), word)
+    config = common.variants(tiny.get_config(shapes, steps=20, log__every=1), word)
     assert run(config, tmp_path) == 0
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
@@ -135,14 +90,17 @@ def test_each_row_of_the_ablation_table_trains(shapes, tmp_path, word):
 
 
 def test_a_finished_run_says_so_and_more_steps_go_on(finished, shapes, tmp_path, capsys):
-    assert run(config_for(shapes), finished) == 0
+    assert run(tiny.get_config(shapes), finished) == 0
     assert "training is finished, 6 of 6 steps" in capsys.readouterr().out
     del tmp_path
 
 
 def flags(shapes, workdir, **more):
-    values = dict(config=config_for(shapes), workdir=str(workdir), checkpoint=None, output=None)
-    return argparse.Namespace(**values | more)
+    values = dict(
+        config=tiny.get_config(shapes), workdir=str(workdir), checkpoint=None, output=None
+    )
+    processes = dict.fromkeys(["coordinator", "processes", "process"])
+    return argparse.Namespace(**values | processes | more)
 
 
 def test_evaluate_writes_what_pycocotools_confirms(finished, shapes, tmp_path, capsys):
@@ -165,7 +123,7 @@ def test_detections_do_not_depend_on_batch_size_or_bucket(finished, shapes, tmp_
         ("a", dict(eval__batch_size=4)),
         ("b", dict(eval__batch_size=1, data__val__buckets="((96,128),)")),
     ):
-        config = config_for(shapes, **changes)
+        config = tiny.get_config(shapes, **changes)
         output = tmp_path / name / "detections.json"
         evaluate.main(flags(shapes, finished, config=config, output=str(output)))
         entries = json.loads(output.read_text())
@@ -200,7 +158,7 @@ def test_predict_writes_pictures_and_json(finished, shapes, tmp_path):
 
 
 def test_init_from_takes_what_fits_and_says_what_not(finished, shapes, tmp_path, capsys):
-    config = config_for(shapes)
+    config = tiny.get_config(shapes)
     train.complete(config, sources.load(config.data, "train"))
     config.model.num_classes += 1
     config.init_from = str(finished)
@@ -216,7 +174,7 @@ def test_init_from_takes_what_fits_and_says_what_not(finished, shapes, tmp_path,
 
 
 def test_nan_losses_stop_training_with_the_images_named(shapes, tmp_path, capsys):
-    config = config_for(shapes, max_bad_steps=2, optimizer__learning_rate=float("inf"))
+    config = tiny.get_config(shapes, max_bad_steps=2, optimizer__learning_rate=float("inf"))
     config.optimizer.warmup_steps = 0
     with pytest.raises(train.UserError, match=r"number 2 in a row.*"):
         run(config, tmp_path)

@@ -113,7 +113,10 @@ class Checkpoints:
         self._manager.close()
 
     def reached_preemption(self, step: int) -> bool:
-        """Whether the platform (Cloud TPU) has announced to take the machines away by this step."""
+        """Whether all processes of a run are to stop after this step, as one was asked to.
+
+        The same answer in all of them; each has to ask after every step.
+        """
         return self._manager.reached_preemption(step)
 
     def restore_latest(

@@ -5,6 +5,8 @@ or field, and what to do. The programs turn it into that one line on standard er
 so a traceback always means a bug of ours.
 """
 
+BAD_INPUT = 2  # the exit code
+
 
 class UserError(Exception):
     """Bad input: the message is one line, complete and meant for the person at the terminal."""

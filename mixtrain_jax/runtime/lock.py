@@ -5,6 +5,7 @@ been renewed for minutes (another host, taken away perhaps). The holder renews i
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 
 from etils import epath
 
+from mixtrain_jax.runtime import files
 from mixtrain_jax.runtime.errors import UserError
 
 RENEW = 30.0  # seconds
@@ -34,8 +36,7 @@ def lock(workdir: epath.PathLike) -> Iterator[None]:
     holder = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _refuse_second(path)
-        path.write_text(json.dumps(holder | {"renewed": time.time()}))
+        _take(path, holder)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     done = threading.Event()
@@ -48,6 +49,25 @@ def lock(workdir: epath.PathLike) -> Iterator[None]:
         thread.join()
         with contextlib.suppress(OSError):
             path.unlink()
+
+
+def _take(path: epath.Path, holder: dict) -> None:
+    """Writes the lock if it is free or stale; of several that try at the same instant one can.
+
+    That needs a file system that locks directories; on object stores the later writer wins.
+    """
+    with contextlib.ExitStack() as stack:
+        if "://" not in os.fspath(path):
+            directory = os.open(path.parent, os.O_RDONLY)
+            stack.callback(os.close, directory)  # which gives the directory free, as death does
+            with contextlib.suppress(OSError):
+                fcntl.flock(directory, fcntl.LOCK_EX)
+        _refuse_second(path)
+        _write(path, holder)
+
+
+def _write(path: epath.Path, holder: dict) -> None:
+    files.write_json(path, holder | {"renewed": time.time()})
 
 
 def _refuse_second(path: epath.Path) -> None:
@@ -71,8 +91,8 @@ def _refuse_second(path: epath.Path) -> None:
 
 def _renew(path: epath.Path, holder: dict, done: threading.Event) -> None:
     while not done.wait(RENEW):
-        with contextlib.suppress(OSError):  # a full disk is told where something is lost by it
-            path.write_text(json.dumps(holder | {"renewed": time.time()}))
+        with contextlib.suppress(UserError):  # a full disk is told where something is lost by it
+            _write(path, holder)
 
 
 def _started(pid: int) -> str | None:

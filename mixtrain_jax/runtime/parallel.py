@@ -5,11 +5,16 @@ them. `jax.pmap` runs the step with the state un-stacked (one copy as the progra
 replicated by placement), so nothing has to be stacked, unstacked or undone for a checkpoint.
 """
 
+import contextlib
+import glob
 import importlib.metadata
 import importlib.util
 import json
 import os
-from collections.abc import Callable
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -18,10 +23,13 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mixtrain_jax.runtime import memory
-from mixtrain_jax.runtime.errors import UserError
+from mixtrain_jax.runtime.errors import BAD_INPUT, UserError
 
 AXIS = "batch"
-_ASK_EVERY = 10  # steps
+LOST = 70  # the exit code of a process that had to end because another did
+JOINING = 300  # seconds to wait for the other processes at the start
+SILENCE = 60  # seconds after which a process that says nothing is taken for dead
+_SIGNS_OF_LOSS = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "oordination service")
 
 
 def total(tree: Any) -> Any:
@@ -46,14 +54,19 @@ def gather(tree: Any) -> Any:
     return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), jax.device_get(tree))
 
 
-def map_step(step: Callable) -> Callable:
-    """Maps step(state, batch) -> (state, metrics, lesson) over devices.
+def map_step(step: Callable, devices: Sequence | None = None) -> Callable:
+    """Maps step(state, batch) -> (state, metrics, lesson) over devices; all of them if None.
 
     State and metrics are un-stacked, batch and lesson have a leading device axis. The old state's
     memory is reused for the new one.
     """
     return jax.pmap(
-        step, axis_name=AXIS, in_axes=(None, 0), out_axes=(None, None, 0), donate_argnums=(0,)
+        step,
+        axis_name=AXIS,
+        in_axes=(None, 0),
+        out_axes=(None, None, 0),
+        donate_argnums=(0,),
+        devices=devices,
     )
 
 
@@ -73,19 +86,77 @@ def collect(entries: list) -> list:
     return [entry for part in parts for entry in part]
 
 
-def any_host(asked: bool, step: int) -> bool:
-    """Whether any host was asked to stop, the same answer on all; several ask now and then."""
-    if jax.process_count() == 1:
-        return asked
-    if step % _ASK_EVERY:
-        return False
-    return bool(multihost_utils.process_allgather(np.array(asked)).any())
+@contextlib.contextmanager
+def on_first(context: AbstractContextManager) -> Iterator[None]:
+    """Enters a context on the first host only.
+
+    Raises:
+      UserError: entering it failed there; every host raises it.
+    """
+    with contextlib.ExitStack() as stack:
+        trouble = []
+        if jax.process_index() == 0:
+            try:
+                stack.enter_context(context)
+            except UserError as error:
+                trouble = [str(error)]
+        if found := collect(trouble):
+            raise UserError(found[0])
+        yield
 
 
-def start() -> None:
-    """Prepares JAX: the compilation cache, so that a second start compiles nothing.
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Ends this process when it, or one it computes with, has failed; none waits for the others.
 
-    The cache is where JAX_COMPILATION_CACHE_DIR says, or in the user's cache directory.
+    A process that left the others by the usual way out would wait for them there, and they for it
+    in their next sum over devices. So it says why in one line, and ends at once. One that hangs, or
+    whose machine is gone without a word, JAX finds out after `SILENCE`, and aborts the others.
+    """
+    try:
+        yield
+    except Exception as error:
+        if jax.process_count() == 1:
+            raise
+        code, line = LOST, str(error)
+        if isinstance(error, UserError):
+            code = BAD_INPUT
+        elif any(sign in line for sign in _SIGNS_OF_LOSS):
+            line = (
+                "another process of this run is gone; start all of them again to go on after the "
+                f"last checkpoint ({line[:150]})"
+            )
+        else:
+            traceback.print_exc()
+            line = f"{type(error).__name__}: {line}"
+        print("error: " + " ".join(line.split()), file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def say(line: str) -> None:
+    """Prints a line, on the first host only."""
+    if jax.process_index() == 0:
+        print(line, flush=True)
+
+
+def start(
+    coordinator: str | None = None, processes: int | None = None, process: int | None = None
+) -> None:
+    """Prepares JAX: joins the other processes, and sets the compilation cache.
+
+    Without arguments the other processes are those of the Slurm step or the Cloud TPU slice that
+    this one runs in, if there is such a thing. The cache, by which a second start compiles nothing,
+    is where JAX_COMPILATION_CACHE_DIR says, or in the user's cache directory.
+
+    Args:
+      coordinator: HOST:PORT where the first process can be reached by all.
+      processes: how many there are.
+      process: this one's number, from 0.
+
+    Raises:
+      UserError: some of the three are given and not all, they contradict each other, or the other
+        processes cannot be reached.
     """
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     jax.config.update(
@@ -94,6 +165,49 @@ def start() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     if _no_accelerator():
         memory.keep_freed()
+
+    given = coordinator, processes, process
+    if any(value is not None for value in given):
+        _join(*given)
+    elif int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        _initialize(cluster_detection_method="slurm")
+    elif _on_cloud_tpu():
+        with contextlib.suppress(ValueError):  # a machine with a TPU that is no Cloud TPU VM
+            _initialize()
+
+
+def _join(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    """Joins the processes that the command line names."""
+    if coordinator is None or processes is None or process is None:
+        raise UserError("--coordinator, --processes and --process go together: give all or none")
+    name, _, port = coordinator.rpartition(":")
+    if not name or not port.isdecimal():
+        raise UserError(f"--coordinator={coordinator}: write HOST:PORT of the first process")
+    if not 0 <= process < processes:
+        raise UserError(f"--process={process}: must be from 0 to {processes - 1}")
+    _initialize(coordinator_address=coordinator, num_processes=processes, process_id=process)
+
+
+def _initialize(**which: Any) -> None:
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(
+            **which,
+            initialization_timeout=JOINING,
+            heartbeat_timeout_seconds=SILENCE,
+            shutdown_timeout_seconds=SILENCE,
+        )
+    except RuntimeError as error:
+        raise UserError(
+            f"the processes of this run did not find each other: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _on_cloud_tpu() -> bool:
+    """Whether this machine has TPUs and JAX means to use them."""
+    wanted = os.environ.get("JAX_PLATFORMS", "tpu").split(",")
+    chips = glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
+    return "tpu" in wanted and bool(chips) and importlib.util.find_spec("libtpu") is not None
 
 
 def _no_accelerator() -> bool:
@@ -109,15 +223,16 @@ def host() -> tuple[int, int]:
     return jax.process_index(), jax.process_count()
 
 
-def check_batch_size(name: str, size: int, parts: int = 1) -> None:
-    """Checks that a global batch can be shared by all devices in equal parts.
+def check_batch_size(name: str, size: int, parts: int = 1, devices: int | None = None) -> None:
+    """Checks that a global batch can be shared by all devices (or so many) in equal parts.
 
     Raises:
       UserError: `size` is not a multiple of what is needed; the message names the config field.
     """
-    unit = jax.device_count() * parts
+    devices = devices or jax.device_count()
+    unit = devices * parts
     if size <= 0 or size % unit:
         raise UserError(
             f"config.{name} is {size}: make it a multiple of {unit} "
-            f"({jax.device_count()} devices x {parts} parts a device)"
+            f"({devices} devices x {parts} parts a device)"
         )

@@ -1,14 +1,18 @@
 import json
 import os
+import pathlib
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 
 import pytest
 
 from mixtrain_jax.runtime import lock
 from mixtrain_jax.runtime.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def write(workdir, **changes):
@@ -88,3 +92,35 @@ def test_a_directory_that_cannot_be_made_is_one_line(tmp_path):
     with pytest.raises(UserError, match="cannot write .*file/lock"):
         with lock.lock(tmp_path / "file"):
             pass
+
+
+RACE = """
+    import sys, time
+    from mixtrain_jax.runtime import lock
+    from mixtrain_jax.runtime.errors import UserError
+    print("ready", flush=True)
+    sys.stdin.readline()
+    try:
+        with lock.lock(sys.argv[1]):
+            print("held", flush=True)
+            sys.stdin.readline()
+    except UserError as error:
+        print(error, flush=True)
+"""
+
+
+def test_of_runs_begun_at_the_same_instant_one_holds_the_lock(tmp_path):
+    for attempt in range(3):
+        workdir = tmp_path / str(attempt)
+        command = [sys.executable, "-c", textwrap.dedent(RACE), str(workdir)]
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        runs = [subprocess.Popen(command, cwd=ROOT, **pipes) for _ in range(4)]
+        assert [run.stdout.readline() for run in runs] == ["ready\n"] * 4
+        for run in runs:
+            run.stdin.write("go\n")
+            run.stdin.flush()
+        said = sorted(run.stdout.readline() for run in runs)
+        assert [line[:11] for line in said] == ["another run"] * 3 + ["held\n"]
+        for run in runs:
+            run.communicate("end\n")
+        assert not (workdir / "lock").exists()
