@@ -5,9 +5,10 @@ them. `jax.pmap` runs the step with the state un-stacked (one copy as the progra
 replicated by placement), so nothing has to be stacked, unstacked or undone for a checkpoint.
 """
 
+import collections
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from mixtrain_jax.runtime.errors import UserError
 
 AXIS = "batch"
 _ASK_EVERY = 10  # steps
+_AHEAD = 2  # batches on the devices: the one to come, and the one after it
 
 
 def total(tree: Any) -> Any:
@@ -36,6 +38,26 @@ def spread(batch: Any) -> Any:
     """Cuts the leading axis B of every array into [local devices, B / local devices]."""
     count = jax.local_device_count()
     return jax.tree.map(lambda x: x.reshape(count, len(x) // count, *x.shape[1:]), batch)
+
+
+def prefetch(batches: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
+    """Puts batches on the devices ahead of the step that takes them.
+
+    Copies run while the devices work on the batch before; two batches are on their way or waiting.
+
+    Args:
+      batches: trees of numpy arrays [B, ...].
+
+    Yields:
+      Each batch as it came, and as `spread` cuts it, on the devices.
+    """
+    shares = NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), PartitionSpec(AXIS))
+    waiting: collections.deque[tuple[Any, Any]] = collections.deque()
+    for batch in batches:
+        waiting.append((batch, jax.device_put(spread(batch), shares)))
+        if len(waiting) == _AHEAD:
+            yield waiting.popleft()
+    yield from waiting
 
 
 def gather(tree: Any) -> Any:
