@@ -65,8 +65,10 @@ def train(config: Any, workdir: epath.Path, stop: signals.Stop) -> int:
     start = 0 if restored is None else restored[1]
     host, hosts = parallel.host()
     faults = batches.Faults(config.data.max_bad_share)
-    stream = batches.train_batches(
-        train_set, config, start_step=start, host_index=host, host_count=hosts, faults=faults
+    stream = parallel.prefetch(
+        batches.train_batches(
+            train_set, config, start_step=start, host_index=host, host_count=hosts, faults=faults
+        )
     )
     first = fresh(initial_parameters(model, config)) if restored is None else restored[0]
     state: TrainState = parallel.place(first)
@@ -108,8 +110,8 @@ def train(config: Any, workdir: epath.Path, stop: signals.Stop) -> int:
 
         for done in range(start + 1, config.steps + 1):
             with monitor.waiting():
-                batch = next(stream)
-            state, metrics, lesson = step(state, parallel.spread(batch))
+                batch, placed = next(stream)
+            state, metrics, lesson = step(state, placed)
             guard.check(done, metrics, batch)
 
             if due(done, config.log.every, config.steps):

@@ -5,6 +5,7 @@ them. `jax.pmap` runs the step with the state un-stacked (one copy as the progra
 replicated by placement), so nothing has to be stacked, unstacked or undone for a checkpoint.
 """
 
+import collections
 import contextlib
 import glob
 import importlib.metadata
@@ -30,6 +31,7 @@ LOST = 70  # the exit code of a process that had to end because another did
 JOINING = 300  # seconds to wait for the other processes at the start
 SILENCE = 60  # seconds after which a process that says nothing is taken for dead
 _SIGNS_OF_LOSS = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "oordination service")
+_AHEAD = 2  # batches on the devices: the one to come, and the one after it
 
 
 def total(tree: Any) -> Any:
@@ -47,6 +49,26 @@ def spread(batch: Any) -> Any:
     """Cuts the leading axis B of every array into [local devices, B / local devices]."""
     count = jax.local_device_count()
     return jax.tree.map(lambda x: x.reshape(count, len(x) // count, *x.shape[1:]), batch)
+
+
+def prefetch(batches: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
+    """Puts batches on the devices ahead of the step that takes them.
+
+    Copies run while the devices work on the batch before; two batches are on their way or waiting.
+
+    Args:
+      batches: trees of numpy arrays [B, ...].
+
+    Yields:
+      Each batch as it came, and as `spread` cuts it, on the devices.
+    """
+    shares = NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), PartitionSpec(AXIS))
+    waiting: collections.deque[tuple[Any, Any]] = collections.deque()
+    for batch in batches:
+        waiting.append((batch, jax.device_put(spread(batch), shares)))
+        if len(waiting) == _AHEAD:
+            yield waiting.popleft()
+    yield from waiting
 
 
 def gather(tree: Any) -> Any:
