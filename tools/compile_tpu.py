@@ -129,7 +129,7 @@ def _batch(config: Any, bucket: buckets.Bucket, devices: int) -> Batch:
     count = config.batch_size // devices // (2 if mixing else 1)
     boxes = config.data.max_boxes
 
-    def array(*shape: int, dtype: Any = np.float32) -> jax.ShapeDtypeStruct:
+    def array(*shape: int, dtype: Any = np.float32) -> Any:
         return jax.ShapeDtypeStruct((devices, count, *shape), dtype)
 
     view = View(

@@ -214,10 +214,7 @@ def _initialize(**which: Any) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(
-            **which,
-            initialization_timeout=JOINING,
-            heartbeat_timeout_seconds=SILENCE,
-            shutdown_timeout_seconds=SILENCE,
+            **which, initialization_timeout=JOINING, heartbeat_timeout_seconds=SILENCE
         )
     except RuntimeError as error:
         raise UserError(
