@@ -76,7 +76,7 @@ def gather(tree: Any) -> Any:
     return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), jax.device_get(tree))
 
 
-def map_step(step: Callable, devices: Sequence | None = None) -> Callable:
+def map_step(step: Callable, devices: Sequence | None = None) -> jax.stages.Wrapped:
     """Maps step(state, batch) -> (state, metrics, lesson) over devices; all of them if None.
 
     State and metrics are un-stacked, batch and lesson have a leading device axis. The old state's
@@ -231,7 +231,7 @@ def _on_cloud_tpu() -> bool:
 
 def _no_accelerator() -> bool:
     """Whether JAX can only compute on the CPU; known without starting its devices."""
-    if platforms := jax.config.read("jax_platforms"):
+    if platforms := os.environ.get("JAX_PLATFORMS"):
         return platforms == "cpu"
     plugins = importlib.metadata.entry_points(group="jax_plugins")
     return not plugins and importlib.util.find_spec("libtpu") is None
