@@ -101,13 +101,14 @@ def by_products(x: Array, gradient: Array, side: int) -> Array:
     Returns:
       [side, side, C, channels].
     """
-    _, height, width, channels = x.shape
     around = (side // 2, side // 2)
-    x = jnp.pad(x, ((0, 0), around, around, (0, 0)))
+    padded = jnp.pad(x, ((0, 0), around, around, (0, 0)))
     flat = gradient.reshape(-1, gradient.shape[-1])
 
-    def product(row: int, column: int) -> Array:
-        shifted = x[:, row : row + height, column : column + width]
-        return shifted.reshape(-1, channels).T @ flat
+    def product(cell: Array) -> Array:
+        shifted = jax.lax.dynamic_slice(padded, (0, cell // side, cell % side, 0), x.shape)
+        return shifted.reshape(-1, x.shape[-1]).T @ flat
 
-    return jnp.stack([jnp.stack([product(i, j) for j in range(side)]) for i in range(side)])
+    # One after the other: nine shifted copies at once would be the most memory a step takes.
+    products = jax.lax.map(product, jnp.arange(side * side))
+    return products.reshape(side, side, *products.shape[1:])

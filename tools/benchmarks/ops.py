@@ -55,7 +55,7 @@ def _cases() -> Iterator[tuple[str, Callable, tuple[Any, ...]]]:
 
         yield (
             f"RoIAlign of {count} RoIs, forward and backward",
-            jax.grad(loss),
+            jax.value_and_grad(loss),
             (pyramid, rois, weights),
         )
     shapes = tuple((-(-SIZE[0] // s), -(-SIZE[1] // s)) for s in rpn.STRIDES)
