@@ -13,6 +13,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from mixtrain_jax import config as configs
 from mixtrain_jax.runtime import checkpoint
 from tests.mixtraining import small
@@ -74,19 +76,20 @@ class Command:
         lines = self._files[process].read_text().splitlines(keepends=True)
         return "".join(line for line in lines if not line.startswith("[Gloo]"))
 
-    def wait_for(self, text, seconds=300):
-        """Waits until the first process has printed a text."""
+    def wait_for(self, text, seconds=1200):
+        """Waits until the first process has printed a text; one that does not is killed."""
         end = time.monotonic() + seconds
         while text not in self.said():
-            assert self.processes[0].poll() is None, f"ended before {text!r}: {self.said()}"
-            assert time.monotonic() < end, f"no {text!r} after {seconds} s: {self.said()}"
+            if self.processes[0].poll() is not None or time.monotonic() > end:
+                self.kill()
+                pytest.fail(f"ended, or {seconds} s have passed, without {text!r}: {self.said()}")
             time.sleep(0.05)
 
     def signal(self, number, process=0):
         """Sends a signal to a process."""
         self.processes[process].send_signal(number)
 
-    def codes(self, seconds=300):
+    def codes(self, seconds=1200):
         """Waits for the end; returns the exit codes, negative for signals. None may hang."""
         end = time.monotonic() + seconds
         try:

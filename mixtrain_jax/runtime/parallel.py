@@ -13,6 +13,7 @@ import importlib.util
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -153,6 +154,8 @@ def together() -> Iterator[None]:
             line = f"{type(error).__name__}: {line}"
         print("error: " + " ".join(line.split()), file=sys.stderr, flush=True)
         sys.stdout.flush()
+        if jax.process_index() == 0:
+            time.sleep(2)  # when it is gone JAX aborts the others, which may be telling the same
         os._exit(code)
 
 
