@@ -28,6 +28,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # of a pla
 
 import jax
 
+from mixtrain_jax.runtime import memory, parallel
 from mixtrain_jax.runtime.errors import UserError
 from tools.benchmarks import measure, models, ops
 
@@ -145,6 +146,8 @@ def largest(case: str, flags: argparse.Namespace) -> dict[str, Any]:
 
 def run(case: str, flags: argparse.Namespace) -> dict[str, Any]:
     """Runs a case in this process; returns rows by the kind of table they stand in."""
+    if parallel.cpu_only():
+        memory.keep_freed()  # as training does
     if case == "machine":
         return {"machine": machine(), "accelerator": measure.accelerator()}
     with measure.traced(flags.profile and flags.profile / case):

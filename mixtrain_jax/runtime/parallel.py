@@ -188,7 +188,7 @@ def start(
         "jax_compilation_cache_dir", cache or os.path.expanduser("~/.cache/mixtrain_jax")
     )
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    if _no_accelerator():
+    if cpu_only():
         memory.keep_freed()
 
     given = coordinator, processes, process
@@ -232,7 +232,7 @@ def _on_cloud_tpu() -> bool:
     return "tpu" in wanted and bool(chips) and importlib.util.find_spec("libtpu") is not None
 
 
-def _no_accelerator() -> bool:
+def cpu_only() -> bool:
     """Whether JAX can only compute on the CPU; known without starting its devices."""
     if platforms := os.environ.get("JAX_PLATFORMS"):
         return platforms == "cpu"
