@@ -11,6 +11,8 @@ CONFIG := configs/quickstart.py
 .PHONY: quickstart test lint clean
 .DELETE_ON_ERROR:
 
+# Small convolutions keep one core busy; two devices keep two.
+quickstart: export JAX_NUM_CPU_DEVICES ?= 2
 quickstart: .venv/installed $(SHAPES)/annotations/val.json
 	$(BIN)/python -m mixtrain_jax.train --config=$(CONFIG) --workdir=$(RUN)
 	$(BIN)/python -m mixtrain_jax.evaluate --config=$(CONFIG) --workdir=$(RUN) \

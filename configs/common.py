@@ -209,9 +209,9 @@ def variants(config: ConfigDict, argument: str | None) -> ConfigDict:
     return config
 
 
-_OFF = dict(mixed_augmentation=False, replace_boxes=False, add_missing=False, soft_background=False)
+# Boxes that are left out are covered by the soft background, so the two go together.
 ABLATIONS = {
-    "mixed_augmentation": _OFF | dict(mixed_augmentation=True),
+    "mixed_augmentation": dict(replace_boxes=False, add_missing=False),
     "replace_only": dict(add_missing=False),
     "missing_only": dict(replace_boxes=False),
     "hard_background": dict(soft_background=False),

@@ -10,13 +10,14 @@ metrics.jsonl) and pictures.
 import argparse
 import contextlib
 import math
+from collections.abc import Collection
 from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
 from etils import epath
+from flax import traverse_util
 
 from mixtrain_jax import cli
 from mixtrain_jax import config as configs
@@ -64,8 +65,10 @@ def train(config: Any, workdir: epath.Path, stop: signals.Stop) -> int:
     start = 0 if restored is None else restored[1]
     host, hosts = parallel.host()
     faults = batches.Faults(config.data.max_bad_share)
-    stream = batches.train_batches(
-        train_set, config, start_step=start, host_index=host, host_count=hosts, faults=faults
+    stream = parallel.prefetch(
+        batches.train_batches(
+            train_set, config, start_step=start, host_index=host, host_count=hosts, faults=faults
+        )
     )
     first = fresh(initial_parameters(model, config)) if restored is None else restored[0]
     state: TrainState = parallel.place(first)
@@ -107,8 +110,8 @@ def train(config: Any, workdir: epath.Path, stop: signals.Stop) -> int:
 
         for done in range(start + 1, config.steps + 1):
             with monitor.waiting():
-                batch = next(stream)
-            state, metrics, lesson = step(state, parallel.spread(batch))
+                batch, placed = next(stream)
+            state, metrics, lesson = step(state, placed)
             guard.check(done, metrics, batch)
 
             if due(done, config.log.every, config.steps):
@@ -187,8 +190,8 @@ def checkpoint_meta(config: Any, dataset: records.Dataset) -> dict:
 def initial_parameters(model: detector.Detector, config: Any) -> Params:
     """Fresh parameters, or those of `config.init_from` as far as they fit.
 
-    Arrays the checkpoint lacks or has in another shape (the last layers, when the classes differ)
-    stay as initialised, and are named in the log.
+    Arrays the checkpoint lacks (all but the backbone's, in a classifier's) or has in another shape
+    (the last layers, when the classes differ) stay as initialised, and are named in the log.
 
     Raises:
       UserError: there is no such checkpoint, or nothing in it fits.
@@ -196,23 +199,27 @@ def initial_parameters(model: detector.Detector, config: Any) -> Params:
     params = detector.init(model, config.seed)
     if not config.init_from:
         return params
-    loaded, _ = checkpoint.load_weights(config.init_from)
-    ours, tree = jax.tree_util.tree_flatten_with_path(params)
-    theirs = {jax.tree_util.keystr(k): v for k, v in jax.tree_util.tree_leaves_with_path(loaded)}
-    names = [jax.tree_util.keystr(path) for path, _ in ours]
-    fits = [
-        n in theirs and theirs[n].shape == v.shape for n, (_, v) in zip(names, ours, strict=True)
-    ]
-    if not any(fits):
+    ours = traverse_util.flatten_dict(params)
+    theirs = traverse_util.flatten_dict(checkpoint.load_weights(config.init_from)[0])
+    taken = {n: theirs[n] for n in ours if n in theirs and theirs[n].shape == ours[n].shape}
+    if not taken:
         raise UserError(f"config.init_from={config.init_from}: none of its arrays fits this model")
-    fresh = [name for name, fit in zip(names, fits, strict=True) if not fit]
-    rest = f"; as initialised: {', '.join(fresh)}" if fresh else ""
-    parallel.say(f"took {sum(fits)} of {len(fits)} arrays from {config.init_from}{rest}")
-    values = [
-        theirs[name] if fit else value
-        for name, fit, (_, value) in zip(names, fits, ours, strict=True)
-    ]
-    return jax.tree.unflatten(tree, [np.asarray(value) for value in values])
+    rest = ", ".join(outline(ours.keys() - taken.keys(), taken.keys()))
+    parallel.say(
+        f"took {len(taken)} of {len(ours)} arrays from {config.init_from}"
+        + (f"; as initialised: {rest}" if rest else "")
+    )
+    return traverse_util.unflatten_dict(ours | taken)
+
+
+def outline(names: Collection[tuple[str, ...]], others: Collection[tuple[str, ...]]) -> list[str]:
+    """Names arrays by the largest parts of the model that hold none of the others."""
+    mixed = {name[:length] for name in others for length in range(len(name) + 1)}
+    wholes = {
+        next(name[:length] for length in range(len(name) + 1) if name[:length] not in mixed)
+        for name in names
+    }
+    return sorted("/".join(whole) for whole in wholes)
 
 
 class BadSteps:

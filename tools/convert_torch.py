@@ -1,9 +1,10 @@
 """Turns a PyTorch checkpoint into one that train, evaluate and predict take.
 
 Reads MixTraining's own checkpoints, mmdetection's Faster and Cascade R-CNN with Swin or ResNet,
-ImageNet files of Swin and torchvision's ResNet, and safetensors of any of these. A file that holds
-a backbone alone leaves the rest of the detector as initialised. Prints what became of every tensor.
-No code in the file is ever run. See docs/weights.md for the command for each published file.
+ImageNet files of Swin and torchvision's ResNet, and safetensors of any of these. What a file lacks,
+such as the heads where it holds a backbone alone, is left out, for training to initialise. Prints
+what became of every tensor. No code in the file is ever run. See docs/weights.md for the command
+for each published file.
 """
 
 import argparse
@@ -97,10 +98,7 @@ def main(flags: argparse.Namespace) -> None:
     if problems:
         raise UserError(explain(flags.input, problems))
 
-    fresh: State = {}
-    if any(len(found) < len(torch_names.flatten(shapes)) for found in matched.values()):
-        fresh = torch_names.flatten(jax.device_get(detector.init(model, config.seed)))
-    params = {w: torch_names.unflatten(fresh | found) for w, found in matched.items()}
+    params = {which: torch_names.unflatten(found) for which, found in matched.items()}
     categories = name_classes(config)
     meta = {"config": config.to_dict()} | ({"categories": categories} if categories else {})
     checkpoint.save_weights(flags.output, params[flags.weights], params.get("teacher"), meta)
@@ -238,7 +236,7 @@ def summary(entries: list[Entry]) -> str:
     """Counts by status, in words."""
     words = {
         "used": "tensors used",
-        "initial": "left as initialised",
+        "initial": "left out",
         "unused": "unused and known to be of no use here",
         "unknown": "unused and unknown",
     }
@@ -260,7 +258,7 @@ def explain(source: str, problems: list[Entry]) -> str:
             parts.append(f"{len(names)} {status}: {', '.join(names[:3])}{more}")
     hint = "check that the config names the file's model"
     if any(e.status != "not in model" for e in problems):
-        hint += ", or leave some as initialised with --allow-missing=PATTERN"
+        hint += ", or leave some out with --allow-missing=PATTERN"
     return f"{source} does not fit the config's model; {'; '.join(parts)}; {hint}"
 
 
@@ -302,7 +300,7 @@ def parse() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="PATTERN",
-        help="leave PyTorch parameters of this name (* stands for anything) as initialised where "
+        help="leave out PyTorch parameters of this name (* stands for anything) where "
         "the file lacks them or has another shape; may be given again",
     )
     return parser

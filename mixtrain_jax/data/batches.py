@@ -7,9 +7,10 @@ iterator state.
 
 import dataclasses
 import functools
+import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,9 +28,9 @@ from mixtrain_jax.types import Batch, View
 _NORMAL, _WEAK, _STRONG, _KIND = range(4)
 _FEW = 5  # fewer unreadable photographs than this are always borne
 
-# A job is what to load and the number of its bucket; loading gives pixels, row (-1: a filler),
-# draws.
-Jobs = Callable[[], Iterator[tuple[int, int]]]
+# A job is what to load, in each of one or two ways, and the number of its bucket; loading gives
+# pixels, row (-1: a filler), draws.
+Jobs = Callable[[], Iterator[tuple[Sequence[int], int]]]
 Load = Callable[[int, int], tuple[np.ndarray, int, list[views.Draw]]]
 
 
@@ -115,31 +116,29 @@ def train_batches(
         )
 
     pictures = _Pictures(dataset, config, stream.buckets, faults)
+    steps = plan.steps(stream, config, start_step)  # one pass for both halves, and past the switch
 
-    def half(name: str, first: int, stop: float) -> tf.data.Dataset:
-        """The pictures of one half ('normal' or 'mixed') for the steps first..stop - 1."""
+    def pipeline(count: int | None, halves: Mapping[str, int]) -> tf.data.Dataset:
+        """The pictures of the next `count` steps (None: all), of halves with so many views each."""
+        share = config.batch_size // len(halves) // host_count
 
-        def jobs() -> Iterator[tuple[int, int]]:
-            for step, photographs in enumerate(plan.steps(stream, config, first), first):
-                if step >= stop:
-                    return
-                places = getattr(photographs, name)
-                share = len(places) // host_count
-                bucket = stream.buckets.index(photographs.bucket)
-                for place in places[host_index * share : (host_index + 1) * share]:
-                    yield (place, bucket)
+        def jobs() -> Iterator[tuple[Sequence[int], int]]:
+            for step in itertools.islice(steps, count):
+                bucket = stream.buckets.index(step.bucket)
+                of_halves = (getattr(step, name) for name in halves)
+                pairs = list(zip(*of_halves, strict=True))
+                for places in pairs[host_index * share : (host_index + 1) * share]:
+                    yield places, bucket
 
-        load = functools.partial(_load, stream, dataset, config, faults, name)
-        size = config.batch_size // (1 if first < switch else 2) // host_count
-        return pictures.batches(jobs, load, 1 if name == "normal" else 2, size)
+        loads = [functools.partial(_load, stream, dataset, config, faults, n) for n in halves]
+        return pictures.batches(jobs, list(zip(loads, halves.values())), share)
 
     def batches() -> Iterator[Batch]:
         if start_step < switch:
-            for (normal,) in _run(half("normal", start_step, switch), faults):
+            count = None if switch == np.inf else int(switch) - start_step
+            for ((normal,),) in _run(pipeline(count, {"normal": 1}), faults):
                 yield Batch(normal)
-        first = max(start_step, int(switch))
-        both = tf.data.Dataset.zip((half("normal", first, np.inf), half("mixed", first, np.inf)))
-        for (normal,), (weak, strong) in _run(both, faults):
+        for (normal,), (weak, strong) in _run(pipeline(None, {"normal": 1, "mixed": 2}), faults):
             yield Batch(normal, weak, strong)
 
     return batches()
@@ -223,13 +222,13 @@ def eval_batches(
     sizes, bucket_of = buckets.for_evaluation(dataset.sizes[chosen], config)
     share = batch_size // host_count
 
-    def jobs() -> Iterator[tuple[int, int]]:
+    def jobs() -> Iterator[tuple[Sequence[int], int]]:
         for bucket in range(len(sizes)):
             members = chosen[bucket_of == bucket]
             filled = np.full(-(-len(members) // batch_size) * batch_size, -1)
             filled[: len(members)] = members
             for row in filled.reshape(-1, host_count, share)[:, host_index].reshape(-1):
-                yield row, bucket
+                yield (row,), bucket
 
     def load(row: int, bucket: int) -> tuple[np.ndarray, int, list[views.Draw]]:
         image = faults.read(dataset, row) if row >= 0 else None
@@ -241,7 +240,7 @@ def eval_batches(
         return image, row, [drawn]
 
     pictures = _Pictures(dataset, config, sizes, faults)
-    return (view for (view,) in _run(pictures.batches(jobs, load, 1, share), faults))
+    return (view for ((view,),) in _run(pictures.batches(jobs, [(load, 1)], share), faults))
 
 
 _IMAGE = tf.TensorSpec([None, None, 3], tf.uint8)
@@ -280,9 +279,37 @@ class _Pictures:
             autograph=False,
         )
 
-    def batches(self, jobs: Jobs, load: Load, views_each: int, batch: int) -> tf.data.Dataset:
-        """Batches of `batch` photographs: a tuple of `views_each` dictionaries of View's fields."""
+    def batches(self, jobs: Jobs, loads: Sequence[tuple[Load, int]], batch: int) -> tf.data.Dataset:
+        """Batches of `batch` jobs, each loaded in all the ways in `loads`.
+
+        A load comes with the number of its views; it gives a tuple of so many dictionaries of
+        View's fields.
+        """
         workers = self.config.data.workers or os.cpu_count() or 1
+
+        @tf.autograph.experimental.do_not_convert
+        def pictures(what: tf.Tensor, bucket: tf.Tensor) -> tuple[Any, ...]:
+            return tuple(
+                self._views(load, views_each, what[number], bucket)
+                for number, (load, views_each) in enumerate(loads)
+            )
+
+        options = tf.data.Options()
+        options.threading.private_threadpool_size = workers
+        options.autotune.enabled = False
+        job = (tf.TensorSpec([len(loads)], tf.int64), tf.TensorSpec([], tf.int32))
+        return (
+            tf.data.Dataset.from_generator(jobs, output_signature=job)
+            .map(pictures, num_parallel_calls=workers, deterministic=True)
+            .batch(batch, drop_remainder=True)
+            .prefetch(2)
+            .with_options(options)
+        )
+
+    def _views(
+        self, load: Load, views_each: int, what: tf.Tensor, bucket: tf.Tensor
+    ) -> tuple[dict[str, tf.Tensor], ...]:
+        """The views of one photograph."""
         max_boxes = self.config.data.max_boxes
         targets = (
             tf.TensorSpec([max_boxes, 4], tf.float32),
@@ -291,40 +318,25 @@ class _Pictures:
         )
         specs = [_IMAGE, _NUMBER] + [*_DRAW, *targets] * views_each
         numbers = functools.partial(self._numbers, load)
-
-        @tf.autograph.experimental.do_not_convert
-        def picture(what: tf.Tensor, bucket: tf.Tensor) -> tuple[dict[str, tf.Tensor], ...]:
-            flat = tf.numpy_function(numbers, [what, bucket], [spec.dtype for spec in specs])
-            flat = [tf.ensure_shape(each, spec.shape) for each, spec in zip(flat, specs)]
-            height, width = tf.unstack(tf.gather(tf.constant(self.buckets), bucket))
-            image, index = flat[:2]
-            made = []
-            for places in np.split(np.arange(2, len(flat)), views_each):
-                *drawn, boxes, labels, valid = (flat[place] for place in places)
-                made.append(
-                    {
-                        "image": self._render(image, views.Draw(*drawn), height, width),
-                        "size": drawn[0],
-                        "matrix": drawn[1],
-                        "boxes": boxes,
-                        "labels": labels,
-                        "valid": valid,
-                        "index": index,
-                    }
-                )
-            return tuple(made)
-
-        options = tf.data.Options()
-        options.threading.private_threadpool_size = workers
-        options.autotune.enabled = False
-        job = (tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.int32))
-        return (
-            tf.data.Dataset.from_generator(jobs, output_signature=job)
-            .map(picture, num_parallel_calls=workers, deterministic=True)
-            .batch(batch, drop_remainder=True)
-            .prefetch(2)
-            .with_options(options)
-        )
+        flat = tf.numpy_function(numbers, [what, bucket], [spec.dtype for spec in specs])
+        flat = [tf.ensure_shape(each, spec.shape) for each, spec in zip(flat, specs)]
+        height, width = tf.unstack(tf.gather(tf.constant(self.buckets), bucket))
+        image, index = flat[:2]
+        made = []
+        for places in np.split(np.arange(2, len(flat)), views_each):
+            *drawn, boxes, labels, valid = (flat[place] for place in places)
+            made.append(
+                {
+                    "image": self._render(image, views.Draw(*drawn), height, width),
+                    "size": drawn[0],
+                    "matrix": drawn[1],
+                    "boxes": boxes,
+                    "labels": labels,
+                    "valid": valid,
+                    "index": index,
+                }
+            )
+        return tuple(made)
 
     def _numbers(self, load: Load, what: np.ndarray, bucket: np.ndarray) -> list[np.ndarray]:
         """Pixels, row, and the draws and targets of each view, in one flat list."""

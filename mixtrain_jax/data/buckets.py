@@ -4,6 +4,7 @@ A bucket is a (height, width), multiples of 32; each one is compiled once. They 
 or are chosen so that a data set's pictures are padded little.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -77,30 +78,43 @@ def for_evaluation(sizes: np.ndarray, config: ConfigDict) -> tuple[list[Bucket],
 def choose(sizes: np.ndarray, weights: np.ndarray) -> list[Bucket]:
     """Chooses buckets that hold all sizes and pad them little.
 
-    Every size, rounded up to 32, is a bucket at first. Then the two whose union pads least are made
-    one, until there are few enough and the next union would cost more than it saves in
-    compilation.
+    Buckets are added one by one, each where it saves most; after each, all move in turn to where
+    they do best beside the others. It ends when one more would save less than its compilation
+    costs.
 
     Args:
       sizes: [..., 2] height and width.
-      weights: [...] how often each is met.
+      weights: [...] how often each is met, more than 0.
     """
-    rounded = -(-sizes.reshape(-1, 2) // 32) * 32
-    buckets, kind = np.unique(rounded, axis=0, return_inverse=True)
-    counts = np.bincount(kind.reshape(-1), np.broadcast_to(weights, sizes.shape[:-1]).reshape(-1))
-    cheap = _CHEAP * (buckets.prod(axis=1) * counts).sum()
-    while len(buckets) > 1:
-        areas = buckets.prod(axis=1)
-        union = np.maximum(buckets[:, None], buckets).prod(axis=-1)
-        cost = (union - areas[:, None]) * counts[:, None] + (union - areas) * counts
-        np.fill_diagonal(cost, np.inf)
-        one, other = np.unravel_index(np.argmin(cost), cost.shape)
-        if len(buckets) <= _MOST and cost[one, other] > cheap:
+    step = 32 * -(-int(sizes.max()) // 2048)  # huge pictures in coarser steps: at most 64 a side
+    rounded = -(-sizes.reshape(-1, 2) // step)
+    columns = rounded.max() + 1
+    often = np.bincount(
+        rounded @ [columns, 1], np.broadcast_to(weights, sizes.shape[:-1]).reshape(-1)
+    )
+    met = np.flatnonzero(often)
+    cells, counts = step * np.stack(np.divmod(met, columns), axis=1), often[met]
+    places = np.array(list(itertools.product(np.unique(cells[:, 0]), np.unique(cells[:, 1]))))
+    holds = (cells <= places[:, None]).all(axis=-1)
+    area = np.where(holds, places.prod(axis=1)[:, None], np.inf)  # of each cell at each place
+
+    def best(others: list[int]) -> tuple[int, float]:
+        """The place that pads least beside others, and the area of everything then."""
+        total = np.minimum(area, area[others].min(axis=0, initial=np.inf)) @ counts
+        return int(total.argmin()), float(total.min())
+
+    chosen: list[int] = []
+    total, cheap = np.inf, _CHEAP * (cells.prod(axis=1) * counts).sum()
+    while len(chosen) < _MOST:
+        place, less = best(chosen)
+        if total - less < cheap:
             break
-        buckets[one] = np.maximum(buckets[one], buckets[other])
-        counts[one] += counts[other]
-        buckets, counts = np.delete(buckets, other, axis=0), np.delete(counts, other)
-    return [(int(height), int(width)) for height, width in buckets]
+        chosen.append(place)
+        while less < total:
+            total = less
+            for number in range(len(chosen)):
+                chosen[number], less = best(chosen[:number] + chosen[number + 1 :])
+    return [(int(height), int(width)) for height, width in places[chosen]]
 
 
 def of_any(config: ConfigDict) -> list[Bucket]:

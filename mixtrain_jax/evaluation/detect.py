@@ -57,8 +57,8 @@ def detect(
       `nms_candidates` could have mattered.
     """
     waiting = None
-    for view in views:
-        running = view.index, predict(params, parallel.spread(view))
+    for view, placed in parallel.prefetch(iter(views)):
+        running = view.index, predict(params, placed)
         if waiting is not None:
             yield waiting[0], *parallel.gather(waiting[1])
         waiting = running

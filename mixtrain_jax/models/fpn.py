@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from mixtrain_jax.models import padding
+from mixtrain_jax.models.conv import Conv
 from mixtrain_jax.types import Array
 
 
@@ -38,15 +39,9 @@ class FPN(nn.Module):
         levels.append(levels[-1][:, ::2, ::2])
         return tuple(levels)
 
-    def _conv(self, side: int, name: str) -> nn.Conv:
-        return nn.Conv(
-            self.channels,
-            (side, side),
-            padding=side // 2,
-            dtype=self.dtype,
-            kernel_init=nn.initializers.xavier_uniform(),
-            name=name,
-        )
+    def _conv(self, side: int, name: str) -> Conv:
+        init = nn.initializers.xavier_uniform()
+        return Conv(self.channels, side, dtype=self.dtype, kernel_init=init, name=name)
 
 
 def upsample(x: Array, shape: tuple[int, ...]) -> Array:

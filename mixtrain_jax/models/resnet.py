@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from mixtrain_jax.models import padding
+from mixtrain_jax.models.conv import Conv
 from mixtrain_jax.types import Array
 
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -218,18 +219,9 @@ def shortcut(block: Any, x: Array, channels: int, size: Array, stride: int) -> A
     return norm(block.norm, block.dtype, "shortcut_norm")(x, size, stride)
 
 
-def conv(channels: int, side: int, step: int, dtype: Any, name: str) -> nn.Conv:
-    """A convolution without bias that pads as many cells before as after, as PyTorch does."""
-    return nn.Conv(
-        channels,
-        (side, side),
-        (step, step),
-        padding=side // 2,
-        use_bias=False,
-        dtype=dtype,
-        kernel_init=weight_init,
-        name=name,
-    )
+def conv(channels: int, side: int, step: int, dtype: Any, name: str) -> Conv:
+    """A convolution without bias."""
+    return Conv(channels, side, step, False, dtype, weight_init, name=name)
 
 
 def norm(kind: str, dtype: Any, name: str, last: bool = False) -> nn.Module:

@@ -6,6 +6,7 @@ the network is plain arithmetic on [B, A] arrays.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -15,6 +16,7 @@ import numpy as np
 import optax
 
 from mixtrain_jax.models import padding
+from mixtrain_jax.models.conv import Conv
 from mixtrain_jax.ops import anchors as anchor_ops
 from mixtrain_jax.ops import boxes as box_ops
 from mixtrain_jax.ops import matching, nms
@@ -62,11 +64,10 @@ class RPN(nn.Module):
     def __call__(self, pyramid: tuple[Array, ...], size: Array) -> Predictions:
         """Looks at a pyramid of [B, H_l, W_l, C] features of images of `size` [B, 2] pixels."""
         init = nn.initializers.normal(0.01)
-        conv = nn.Conv(self.channels, (3, 3), dtype=self.dtype, kernel_init=init, name="conv")
-        objectness = nn.Conv(
-            self.ratios, (1, 1), dtype=self.dtype, kernel_init=init, name="objectness"
-        )
-        deltas = nn.Conv(4 * self.ratios, (1, 1), dtype=self.dtype, kernel_init=init, name="deltas")
+        layer = partial(Conv, dtype=self.dtype, kernel_init=init)
+        conv = layer(self.channels, 3, name="conv")
+        objectness = layer(self.ratios, 1, name="objectness")
+        deltas = layer(4 * self.ratios, 1, name="deltas")
         all_logits, all_deltas = [], []
         for level, stride in zip(pyramid, STRIDES, strict=True):
             hidden = nn.relu(conv(padding.mask(level, size, stride)))

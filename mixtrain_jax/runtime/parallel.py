@@ -5,8 +5,10 @@ them. `jax.pmap` runs the step with the state un-stacked (one copy as the progra
 replicated by placement), so nothing has to be stacked, unstacked or undone for a checkpoint.
 """
 
+import collections
 import contextlib
 import glob
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -22,6 +24,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mixtrain_jax.runtime import memory
 from mixtrain_jax.runtime.errors import BAD_INPUT, UserError
 
 AXIS = "batch"
@@ -29,6 +32,7 @@ LOST = 70  # the exit code of a process that had to end because another did
 JOINING = 300  # seconds to wait for the other processes at the start
 SILENCE = 60  # seconds after which a process that says nothing is taken for dead
 _SIGNS_OF_LOSS = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "oordination service")
+_AHEAD = 2  # batches on the devices: the one to come, and the one after it
 
 
 def total(tree: Any) -> Any:
@@ -48,12 +52,32 @@ def spread(batch: Any) -> Any:
     return jax.tree.map(lambda x: x.reshape(count, len(x) // count, *x.shape[1:]), batch)
 
 
+def prefetch(batches: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
+    """Puts batches on the devices ahead of the step that takes them.
+
+    Copies run while the devices work on the batch before; two batches are on their way or waiting.
+
+    Args:
+      batches: trees of numpy arrays [B, ...].
+
+    Yields:
+      Each batch as it came, and as `spread` cuts it, on the devices.
+    """
+    shares = NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), PartitionSpec(AXIS))
+    waiting: collections.deque[tuple[Any, Any]] = collections.deque()
+    for batch in batches:
+        waiting.append((batch, jax.device_put(spread(batch), shares)))
+        if len(waiting) == _AHEAD:
+            yield waiting.popleft()
+    yield from waiting
+
+
 def gather(tree: Any) -> Any:
     """Fetches what `spread` and a mapped function made, as numpy arrays [B, ...]."""
     return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), jax.device_get(tree))
 
 
-def map_step(step: Callable, devices: Sequence | None = None) -> Callable:
+def map_step(step: Callable, devices: Sequence | None = None) -> jax.stages.Wrapped:
     """Maps step(state, batch) -> (state, metrics, lesson) over devices; all of them if None.
 
     State and metrics are un-stacked, batch and lesson have a leading device axis. The old state's
@@ -164,6 +188,9 @@ def start(
         "jax_compilation_cache_dir", cache or os.path.expanduser("~/.cache/mixtrain_jax")
     )
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if cpu_only():
+        memory.keep_freed()
+
     given = coordinator, processes, process
     if any(value is not None for value in given):
         _join(*given)
@@ -203,6 +230,14 @@ def _on_cloud_tpu() -> bool:
     wanted = os.environ.get("JAX_PLATFORMS", "tpu").split(",")
     chips = glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
     return "tpu" in wanted and bool(chips) and importlib.util.find_spec("libtpu") is not None
+
+
+def cpu_only() -> bool:
+    """Whether JAX can only compute on the CPU; known without starting its devices."""
+    if platforms := os.environ.get("JAX_PLATFORMS"):
+        return platforms == "cpu"
+    plugins = importlib.metadata.entry_points(group="jax_plugins")
+    return not plugins and importlib.util.find_spec("libtpu") is None
 
 
 def host() -> tuple[int, int]:

@@ -49,6 +49,26 @@ def test_chosen_buckets_hold_everything_and_pad_little():
     assert waste < 1.06
 
 
+def test_no_single_bucket_could_be_better_elsewhere():
+    """Against a search over all places of each bucket, the others staying where they are."""
+    rng = np.random.default_rng(1)
+    sizes = rng.integers(30, 260, (60, 2))
+    weights = rng.integers(1, 5, 60)
+    chosen = buckets.choose(sizes, weights)
+
+    def padded(choice):
+        kind = buckets.fitting(sizes, choice)
+        return (
+            (np.array(choice).prod(axis=1)[kind] * weights).sum() if (kind >= 0).all() else np.inf
+        )
+
+    sides = range(32, 257 + 31, 32)
+    for number in range(len(chosen)):
+        others = chosen[:number] + chosen[number + 1 :]
+        best = min(padded([*others, (h, w)]) for h in sides for w in sides)
+        assert padded(chosen) == best
+
+
 def test_many_sizes_become_few_buckets():
     resized = np.random.default_rng(0).integers(100, 1300, (400, 2))
     chosen = buckets.choose(resized, np.ones(400))

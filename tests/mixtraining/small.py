@@ -26,7 +26,7 @@ def config(**changes):
     result.model.rpn.update(samples=16, train_candidates=20, test_candidates=20)
     result.model.rpn.update(train_proposals=16, test_proposals=16)
     result.model.roi_head.update(fc_channels=16, samples=16, nms_candidates=40, detections=8)
-    result.mixtraining.update(enabled=True, start_step=0)
+    result.mixtraining.update(start_step=0, mixed_loss_weight=2.0, ema_momentum=0.999)
     # Low thresholds, or a teacher of random weights would neither find nor keep anything.
     result.model.roi_head.score_threshold = 0.01
     result.mixtraining.update(pseudo_score_threshold=0.26, gt_score_threshold=0.2)

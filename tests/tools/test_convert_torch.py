@@ -209,7 +209,7 @@ def test_released_files_make_a_round_trip(swin, tmp_path):
     assert (index[0, 0], index[0, 48], index[48, 0]) == (84, 0, 168)
 
 
-def test_torchvision_backbone_leaves_the_rest_as_initialised(resnet, tmp_path, capsys):
+def test_torchvision_backbone_leaves_the_rest_out(resnet, tmp_path, capsys):
     state = {
         name.removeprefix("backbone."): array
         for name, array in resnet_state(resnet).items()
@@ -220,14 +220,11 @@ def test_torchvision_backbone_leaves_the_rest_as_initialised(resnet, tmp_path, c
     source = save_safetensors(tmp_path / "resnet.safetensors", state | extra)
     assert convert(resnet, source, tmp_path / "out") == 0
     report = capsys.readouterr().out
-    assert f"student: {len(state)} tensors used, 30 left as initialised, 3 unused" in report
+    assert f"student: {len(state)} tensors used, 30 left out, 3 unused" in report
     assert "  initial      neck.fpn_convs.0.conv.weight  [4, 4, 3, 3]\n" in report
     params, meta = checkpoint.load_weights(tmp_path / "out")
     assert "categories" not in meta
-    model, _ = model_shapes(resnet, 3)
-    fresh = detector.init(model, 0)
-    for part in ("fpn", "rpn", "roi_head"):
-        jax.tree.map(np.testing.assert_array_equal, params[part], fresh[part])
+    assert list(params) == ["backbone"]
     kernel = params["backbone"]["stage1"]["block0"]["shortcut_conv"]["kernel"]
     expected = state["layer2.0.downsample.0.weight"].transpose(2, 3, 1, 0)
     np.testing.assert_array_equal(kernel, expected)
@@ -273,9 +270,8 @@ def test_renamed_and_misshapen_tensors_are_refused(resnet, tmp_path, capsys):
     assert convert(resnet, source, tmp_path / "out", *allow[:1]) == 2
     assert convert(resnet, source, tmp_path / "out", *allow) == 0
     params, _ = checkpoint.load_weights(tmp_path / "out")
-    assert params["fpn"]["output3"]["kernel"].shape == (3, 3, 4, 4)
-    assert params["fpn"]["output3"]["kernel"].any()
-    assert not params["rpn"]["objectness"]["bias"].any()
+    assert list(params["fpn"]["output3"]) == ["bias"]
+    assert list(params["rpn"]["objectness"]) == ["kernel"]
 
 
 def test_a_deeper_models_file_is_refused(resnet, tmp_path, capsys):

@@ -1,0 +1,20 @@
+"""How the C library hands out memory, where XLA computes on the CPU.
+
+There XLA asks for its large buffers anew in every step. By default glibc maps each of them and
+gives it back to the system at once, which then has to zero every page again: for a small model a
+third of a step's time. Kept, the pages are used again.
+"""
+
+import ctypes
+
+# Of glibc's malloc.h.
+_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
+_LARGEST = 2**31 - 1
+
+
+def keep_freed() -> bool:
+    """Keeps what is freed for the next step; returns whether the C library could be told so."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and all(
+        [mallopt(_MMAP_MAX, 0), mallopt(_TRIM_THRESHOLD, _LARGEST), mallopt(_ARENA_MAX, 1)]
+    )

@@ -1,0 +1,49 @@
+"""What a teacher made of one hand-made photograph, counted."""
+
+import numpy as np
+
+from mixtrain_jax.mixtraining.targets import Fate
+from tools import judge_teacher
+
+
+def boxes(*rows):
+    return np.array([row[:4] for row in rows], np.float32), np.array([row[4] for row in rows])
+
+
+def test_counts_of_a_photograph():
+    truth = boxes((0, 0, 10, 10, 0), (20, 0, 30, 10, 1), (40, 0, 50, 10, 2), (60, 0, 70, 10, 0))
+    # The first is well drawn, the second half beside its object, two objects have no box.
+    human = boxes((0, 0, 10, 10, 0), (24, 0, 34, 10, 1))
+    # One mends the second; one finds a missing one, one has its wrong class, one is nowhere.
+    pseudo = boxes(
+        (20, 0, 31, 10, 1),
+        (40, 0, 50, 11, 2),
+        (60, 0, 70, 10, 1),
+        (90, 0, 99, 9, 0),
+        (0, 0, 0, 0, 0),
+    )
+    fate = Fate(
+        kept=np.array([True, False]),
+        replaced=np.array([False, True]),
+        dropped=np.array([False, False]),
+        mending=np.array([True, False, False, False, False]),
+        missing=np.array([False, True, True, True, False]),
+    )
+    tally = judge_teacher.Tally()
+    tally.add(human, pseudo, fate, truth)
+    assert (tally.human, tally.kept, tally.replaced, tally.dropped) == (2, 1, 1, 0)
+    assert (tally.badly_drawn, tally.replaced_badly_drawn) == (1, 1)
+    # The second human box shares 6 of 14 columns with its object: not the same by IoU 0.5.
+    assert tally.unlabelled == 3
+    assert (tally.found, tally.found_rightly, tally.unlabelled_found) == (3, 1, 1)
+    np.testing.assert_allclose([tally.before, tally.after], [6 / 14, 10 / 11], rtol=1e-6)
+    assert "precision 0.333, recall 0.333" in tally.report()
+
+
+def test_a_photograph_without_boxes():
+    tally = judge_teacher.Tally()
+    nothing = np.zeros([0, 4], np.float32), np.zeros([0], np.int64)
+    none = np.zeros([0], bool)
+    tally.add(nothing, nothing, Fate(none, none, none, none, none), nothing)
+    assert tally == judge_teacher.Tally()
+    assert "precision -, recall -" in tally.report()

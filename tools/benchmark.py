@@ -1,0 +1,229 @@
+"""Measures how fast everything is, on whatever JAX finds here, and prints tables in Markdown.
+
+python tools/benchmark.py                                  # all that makes sense on this machine
+python tools/benchmark.py --cases=cascade_mixed,ops --json=found.json
+python tools/benchmark.py --cases=cascade_mixed --batch=32 --profile=traces
+
+Cases: swin, cascade, faster_r50 (forward and inference); cascade_plain, cascade_mixed,
+faster_r50_plain (training steps); ops (each operation alone); input, padding, scoring, start (the
+host's work; these need TensorFlow, and input OpenCV); torch (torchvision, where it is installed).
+Each runs in a process of its own. On CPU models compute in float32 at the sizes of
+docs/benchmarks.md; on accelerators in bfloat16 at 800x1344, and where no --batch is given training
+takes the largest of a few batches that fits.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # of a plain checkout
+
+import jax
+
+from mixtrain_jax.runtime import memory, parallel
+from mixtrain_jax.runtime.errors import UserError
+from tools.benchmarks import measure, models, ops
+
+HOST = ("input", "padding", "scoring", "start")
+ALL = (*models.CASES, "ops", *HOST, "torch")
+BATCHES = (128, 96, 64, 48, 32, 24, 16, 8, 4, 2)  # tried on accelerators, until one fits
+
+# Of each kind of table: head, key of a row, format.
+COLUMNS = {
+    "models": [
+        ("size", "size", ""),
+        ("batch", "batch", ""),
+        ("GFLOP", "gflop", ".1f"),
+        ("counted", "counted", ".1f"),
+        ("s", "median", ".2f"),
+        ("least", "low", ".2f"),
+        ("most", "high", ".2f"),
+        ("runs", "runs", ""),
+        ("GB", "peak_gb", ".1f"),
+        ("matmul GFLOP/s", "matmul", ".0f"),
+        ("efficiency", "efficiency", ".2f"),
+        ("goal", "goal", ".2f"),
+        ("PyTorch's", "torch_efficiency", ".2f"),
+        ("PyTorch's GB", "torch_gb", ".1f"),
+        ("pictures/s", "per_second", ".2f"),
+        ("first call s", "first", ".0f"),
+    ],
+    "milliseconds": [
+        ("ms", "median_ms", ".2f"),
+        ("least", "low_ms", ".2f"),
+        ("most", "high_ms", ".2f"),
+        ("runs", "runs", ""),
+    ],
+    "seconds": [("s", "median", ".1f")],
+    "input": [
+        ("photographs/s", "per_second", ".1f"),
+        ("a core", "per_core_second", ".1f"),
+        ("times OpenCV's a core", "ratio", ".2f"),
+        ("runs", "runs", ""),
+    ],
+    "padding": [
+        ("padded / image area", "waste", ".3f"),
+        ("shapes", "shapes", ""),
+        ("", "buckets", ""),
+    ],
+    "ratio": [("times plain", "ratio", ".2f")],
+}
+
+
+def main() -> int:
+    """Runs the chosen cases one after the other; returns the exit code."""
+    flags = _parser().parse_args()
+    if flags.run:
+        flags.json.write_text(json.dumps(run(flags.run, flags)))
+        return 0
+    here = in_own_process("machine", flags)
+    cases = flags.cases.split(",") if flags.cases else default_cases(here["accelerator"])
+    strangers = [case for case in cases if case not in ALL]
+    if strangers:
+        print(f"error: no case {strangers[0]}; choose from {', '.join(ALL)}", file=sys.stderr)
+        return 2
+    print(here["machine"], flush=True)
+    tables: dict[str, list[measure.Row]] = {}
+    for case in cases:
+        search = here["accelerator"] and not flags.batch and case in models.CASES
+        search = search and models.CASES[case].trains
+        print(f"{case} ...", file=sys.stderr, flush=True)
+        found = largest(case, flags) if search else in_own_process(case, flags)
+        for kind, rows in found.items():
+            tables.setdefault(kind, []).extend(rows)
+    tables |= ratio(tables.get("models", []))
+    for kind, rows in tables.items():
+        print("\n" + markdown(rows, COLUMNS[kind]), flush=True)
+    if flags.json:
+        flags.json.write_text(json.dumps(here | {"tables": tables}, indent=1))
+    return 0
+
+
+def default_cases(accelerator: bool) -> list[str]:
+    """Everything that this machine has what it takes for."""
+    needs = {"input": ("tensorflow", "cv2"), "start": ("tensorflow",), "padding": ("tensorflow",)}
+    needs |= {"torch": ("torchvision",), "scoring": ("pycocotools", "tensorflow")}
+    found = [case for case in ALL if all(importlib.util.find_spec(n) for n in needs.get(case, ()))]
+    return found if accelerator else [case for case in found if case != "torch"]
+
+
+def in_own_process(case: str, flags: argparse.Namespace, batch: int = 0) -> dict[str, Any]:
+    """Runs a case in a child, which has the device and its memory to itself.
+
+    Raises:
+      UserError: it failed, and has said why.
+      MemoryError: there was not enough memory for the batch that was asked for.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        answer = pathlib.Path(folder) / "rows.json"
+        command = [sys.executable, __file__, f"--run={case}", f"--json={answer}"]
+        command += [f"--batch={batch or flags.batch}", f"--seconds={flags.seconds}"]
+        command += [f"--profile={flags.profile}"] if flags.profile else []
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+        if done.returncode == 0:
+            return json.loads(answer.read_text())
+    if "RESOURCE_EXHAUSTED" in done.stderr:
+        raise MemoryError(done.stderr)
+    print(done.stderr, file=sys.stderr)
+    raise UserError(f"case {case} failed")
+
+
+def largest(case: str, flags: argparse.Namespace) -> dict[str, Any]:
+    """Runs a case with the largest of BATCHES that fits into memory."""
+    for batch in BATCHES:
+        with contextlib.suppress(MemoryError):
+            return in_own_process(case, flags, batch)
+    raise UserError(f"case {case} does not fit into memory")
+
+
+def run(case: str, flags: argparse.Namespace) -> dict[str, Any]:
+    """Runs a case in this process; returns rows by the kind of table they stand in."""
+    if parallel.cpu_only():
+        memory.keep_freed()  # as training does
+    if case == "machine":
+        return {"machine": machine(), "accelerator": measure.accelerator()}
+    with measure.traced(flags.profile and flags.profile / case):
+        if case in models.CASES:
+            rows = models.run(case, flags.batch, flags.seconds)
+            for row in rows:
+                row["per_second"] = row["batch"] / row["median"]
+            return {"models": rows}
+        if case == "ops":
+            return {"milliseconds": _in_milliseconds(ops.run(flags.seconds / 10))}
+        if case == "torch":
+            from tools.benchmarks import against_torch
+
+            step, *rows = against_torch.run(flags.batch, flags.seconds)
+            step["per_second"] = step["batch"] / step["median"]
+            return {"models": [step], "milliseconds": _in_milliseconds(rows)}
+        from tools.benchmarks import host
+
+        kind = {"input": "input", "padding": "padding"}.get(case, "seconds")
+        return {kind: getattr(host, f"run_{case}")(flags.seconds)}
+
+
+def _in_milliseconds(rows: list[measure.Row]) -> list[measure.Row]:
+    return [row | {f"{k}_ms": 1e3 * row[k] for k in ("median", "low", "high")} for row in rows]
+
+
+def ratio(rows: list[measure.Row]) -> dict[str, list[measure.Row]]:
+    """MixTraining's step over the plain one, where both were measured, for each student picture."""
+    each = {row["case"]: row["median"] / row["batch"] for row in rows}
+    plain, mixed = (each.get(models.CASES[f"cascade_{k}"].title) for k in ("plain", "mixed"))
+    if plain is None or mixed is None:
+        return {}
+    return {"ratio": [{"case": "Cascade Swin-S MixTraining step", "ratio": mixed / plain}]}
+
+
+def markdown(rows: list[measure.Row], columns: list[tuple[str, str, str]]) -> str:
+    """A table of those columns that any row has something for."""
+    columns = [c for c in columns if any(row.get(c[1]) is not None for row in rows)]
+    lines = ["| | " + " | ".join(head for head, _, _ in columns) + " |"]
+    lines.append("|---" * (len(columns) + 1) + "|")
+    for row in rows:
+        cells = (
+            "" if row.get(key) is None else format(row[key], style) for _, key, style in columns
+        )
+        lines.append(f"| {row['case']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    """One line on the hardware and the software."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models_named = [s for s in cpuinfo.read_text().splitlines() if s.startswith("model name")]
+        name = models_named[0].partition(":")[2].strip() if models_named else name
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    device = jax.devices()[0].device_kind
+    where = f"; {jax.device_count()} x {device}" if measure.accelerator() else ""
+    return f"{name}, {os.cpu_count()} cores, {memory:.0f} GB{where}; JAX {jax.__version__}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cases", help="names with commas in between; all that make sense here")
+    parser.add_argument("--json", type=pathlib.Path, help="file to write the figures to")
+    parser.add_argument("--profile", type=pathlib.Path, help="folder for traces of the cases")
+    parser.add_argument("--batch", type=int, default=0, help="pictures a call, of models and torch")
+    parser.add_argument("--seconds", type=float, default=20, help="of timed calls for a case")
+    parser.add_argument("--run", help=argparse.SUPPRESS)  # a case, in this process
+    return parser
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,187 @@
+"""Whole detectors: forward, inference, and training steps."""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from mixtrain_jax import config as configs
+from mixtrain_jax.mixtraining import state as states
+from mixtrain_jax.mixtraining.step import train_step
+from mixtrain_jax.models import detector
+from mixtrain_jax.runtime import parallel
+from mixtrain_jax.types import Batch, View
+from tools.benchmarks import measure
+
+CLASSES = 80
+_BOXES = 10  # a picture, of the config's max_boxes slots
+_ON_ACCELERATOR = (800, 1344)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A row of the table.
+
+    Attributes:
+      title: what it says in the table.
+      config: a config file's name.
+      kind: forward, inference, plain or mixed.
+      size: height and width on CPU.
+      gflop: the count that efficiency on CPU is measured by.
+      torch: what the released PyTorch code took on CPU where the goals were set: seconds, its
+        efficiency there, and peak memory in GB.
+      goal: efficiency to reach on CPU.
+    """
+
+    title: str
+    config: str
+    kind: str
+    size: tuple[int, int]
+    gflop: float
+    torch: tuple[float, float, float | None]
+    goal: float
+
+    @property
+    def trains(self) -> bool:
+        return self.kind in ("plain", "mixed")
+
+
+CASES = {
+    "swin": Case(
+        "Swin-S + FPN forward", "cascade", "forward", (800, 1216), 454.5, (3.33, 0.77, None), 0.80
+    ),
+    "cascade": Case(
+        "Cascade Swin-S inference",
+        "cascade",
+        "inference",
+        (800, 1216),
+        634.5,
+        (6.63, 0.54, 1.3),
+        0.75,
+    ),
+    "faster_r50": Case(
+        "Faster ResNet-50 inference",
+        "faster_r50",
+        "inference",
+        (800, 1216),
+        384.5,
+        (3.36, 0.65, 1.0),
+        0.72,
+    ),
+    "cascade_plain": Case(
+        "Cascade Swin-S plain step", "cascade", "plain", (512, 512), 1166.6, (12.7, 0.52, 3.6), 0.65
+    ),
+    "cascade_mixed": Case(
+        "Cascade Swin-S MixTraining step",
+        "cascade",
+        "mixed",
+        (512, 512),
+        1445.4,
+        (18.1, 0.45, 4.2),
+        0.62,
+    ),
+    "faster_r50_plain": Case(
+        "Faster ResNet-50 plain step",
+        "faster_r50",
+        "plain",
+        (512, 512),
+        623.4,
+        (5.1, 0.69, 1.4),
+        0.69,
+    ),
+}
+
+
+def run(name: str, batch: int, budget: float) -> list[measure.Row]:
+    """Measures one case.
+
+    On CPU in float32 at the case's own size; on accelerators in bfloat16 at 800x1344.
+
+    Args:
+      name: one of CASES.
+      batch: pictures that the student (or the detector) sees in a call; half of a MixTraining
+        step's are mixed. 0: one, or two to train on.
+      budget: seconds for timed calls.
+    """
+    case = CASES[name]
+    fast = measure.accelerator()
+    size = _ON_ACCELERATOR if fast else case.size
+    batch = batch or (2 if case.trains else 1)
+    config = configs.load(str(configs.ROOT / "configs" / f"{case.config}.py"))
+    config.model.num_classes = CLASSES
+    config.model.dtype = "bfloat16" if fast else "float32"
+    config.mixtraining.enabled = case.kind == "mixed"
+    config.batch_size, config.steps = batch, 1000
+    model = detector.build(config.model)
+    call, counted = (_step if case.trains else _forward)(model, config, case.kind, size, batch)
+    given = not fast and batch == (2 if case.trains else 1)
+    row = {
+        "case": case.title,
+        "size": f"{size[0]}x{size[1]}",
+        "batch": batch,
+        "counted": counted,
+        "torch_seconds": case.torch[0] if given else None,
+        "torch_efficiency": case.torch[1] if given else None,
+        "torch_gb": case.torch[2] if given else None,
+        "goal": case.goal if given else None,
+    }
+    return [row | measure.efficiency(call, budget, case.gflop if given else counted)]
+
+
+def _forward(model, config, kind: str, size: tuple[int, int], batch: int):
+    """A call of the network alone or of the whole detector, and its GFLOP."""
+    params = detector.init(model, 0)
+    picture = view(size, batch, config.data.max_boxes, seed=0)
+
+    def forward(params, image, size):
+        pyramid = detector.call(model, params, "features", image, size)
+        if kind == "forward":
+            return pyramid
+        proposals = detector.call(model, params, "proposals", pyramid, size)
+        return detector.call(model, params, "detect", pyramid, size, proposals)
+
+    arguments = jax.device_put((params, picture.image, picture.size))
+    return partial(jax.jit(forward), *arguments), measure.gflop(forward, *arguments)
+
+
+def _step(model, config, kind: str, size: tuple[int, int], batch: int):
+    """A call that takes one training step, and its GFLOP. Every call goes on from the last."""
+    optimizer = states.make_optimizer(config, config.steps)
+    step = partial(train_step, model=model, optimizer=optimizer, config=config)
+    fresh = states.create(model, optimizer, detector.init(model, 0))
+    half = batch // 2 if kind == "mixed" else batch
+    views = [view(size, half, config.data.max_boxes, seed) for seed in range(3)]
+    if kind == "mixed":  # both views of the mixed half have the same boxes and the same matrix
+        views[2] = dataclasses.replace(views[1], image=views[2].image)
+    seen = Batch(*views) if kind == "mixed" else Batch(views[0])
+    counted = measure.gflop(partial(step, total=lambda tree: tree), fresh, seen)
+    mapped = parallel.map_step(partial(step, total=parallel.total))
+    held = [parallel.place(fresh)]
+    del fresh
+    seen = jax.device_put(parallel.spread(seen))
+
+    def call() -> Any:
+        held[0], metrics, _ = mapped(held[0], seen)
+        return metrics
+
+    return call, counted
+
+
+def view(size: tuple[int, int], batch: int, slots: int, seed: int) -> View:
+    """Random pictures that fill their batch, each with ten random boxes."""
+    rng = np.random.default_rng(seed)
+    height, width = size
+    corner = rng.uniform(0, 0.8, (batch, slots, 2)) * [width, height]
+    end = np.minimum(corner + rng.uniform(16, 0.5 * min(size), corner.shape), [width, height])
+    fields: dict[str, Any] = dict(
+        image=rng.normal(size=(batch, height, width, 3)).astype(np.float32),
+        size=np.tile(np.array(size, np.int32), (batch, 1)),
+        matrix=np.tile(np.eye(3, dtype=np.float32), (batch, 1, 1)),
+        boxes=np.concatenate([corner, end], axis=-1).astype(np.float32),
+        labels=rng.integers(CLASSES, size=(batch, slots)).astype(np.int32),
+        valid=np.tile(np.arange(slots) < _BOXES, (batch, 1)),
+        index=np.arange(batch, dtype=np.int32),
+    )
+    return View(**fields)
