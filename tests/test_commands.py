@@ -33,16 +33,11 @@ class StopAfter:
         return self.asked >= self.steps
 
 
-def run(config, workdir, stop=None):
-    workdir.mkdir(parents=True, exist_ok=True)
-    return train.train(config, workdir, stop or signals.Stop())
-
-
 @pytest.fixture(scope="module")
 def finished(shapes, tmp_path_factory):
     """A run from start to end."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    assert run(tiny.get_config(shapes), workdir) == 0
+    assert tiny.run(tiny.get_config(shapes), workdir) == 0
     return workdir
 
 
@@ -59,9 +54,9 @@ def test_workdir_of_a_finished_run(finished):
 @pytest.mark.parametrize("after", [1, 4])
 def test_a_stopped_run_goes_on_bit_by_bit(finished, shapes, tmp_path, after, capsys):
     stop = StopAfter(tmp_path, after)
-    assert run(tiny.get_config(shapes), tmp_path, stop) == signals.STOPPED
+    assert tiny.run(tiny.get_config(shapes), tmp_path, stop) == signals.STOPPED
     assert f"saved after step {after};" in capsys.readouterr().out
-    assert run(tiny.get_config(shapes), tmp_path) == 0
+    assert tiny.run(tiny.get_config(shapes), tmp_path) == 0
     assert f"going on after step {after}" in capsys.readouterr().out
     whole, resumed = tiny.saved(finished, STEPS), tiny.saved(tmp_path, STEPS)
     assert whole.keys() == resumed.keys()
@@ -74,7 +69,7 @@ def test_a_stopped_run_goes_on_bit_by_bit(finished, shapes, tmp_path, after, cap
 @pytest.mark.parametrize("word", ["", "plain", "strong", "random", "released", *common.ABLATIONS])
 def test_each_row_of_the_ablation_table_trains(shapes, tmp_path, word):
     config = common.variants(tiny.get_config(shapes, steps=20, log__every=1), word)
-    assert run(config, tmp_path) == 0
+    assert tiny.run(config, tmp_path) == 0
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
     assert len(steps) == 20
@@ -90,7 +85,7 @@ def test_each_row_of_the_ablation_table_trains(shapes, tmp_path, word):
 
 
 def test_a_finished_run_says_so_and_more_steps_go_on(finished, shapes, tmp_path, capsys):
-    assert run(tiny.get_config(shapes), finished) == 0
+    assert tiny.run(tiny.get_config(shapes), finished) == 0
     assert "training is finished, 6 of 6 steps" in capsys.readouterr().out
     del tmp_path
 
@@ -118,22 +113,15 @@ def test_evaluate_writes_what_pycocotools_confirms(finished, shapes, tmp_path, c
 
 
 def test_detections_do_not_depend_on_batch_size_or_bucket(finished, shapes, tmp_path):
-    found = []
+    outputs = []
     for name, changes in (
         ("a", dict(eval__batch_size=4)),
         ("b", dict(eval__batch_size=1, data__val__buckets="((96,128),)")),
     ):
         config = tiny.get_config(shapes, **changes)
-        output = tmp_path / name / "detections.json"
-        evaluate.main(flags(shapes, finished, config=config, output=str(output)))
-        entries = json.loads(output.read_text())
-        found.append(sorted(entries, key=lambda e: (e["image_id"], -e["score"])))
-    assert len(found[0]) == len(found[1]) > 10
-    for ours, theirs in zip(*found, strict=True):
-        assert ours["image_id"] == theirs["image_id"]
-        assert ours["category_id"] == theirs["category_id"]
-        np.testing.assert_allclose(ours["bbox"], theirs["bbox"], atol=0.02)
-        np.testing.assert_allclose(ours["score"], theirs["score"], atol=1e-4)
+        outputs.append(tmp_path / name / "detections.json")
+        evaluate.main(flags(shapes, finished, config=config, output=str(outputs[-1])))
+    tiny.assert_same_detections(*outputs)
 
 
 def test_predict_writes_pictures_and_json(finished, shapes, tmp_path):
@@ -177,7 +165,7 @@ def test_nan_losses_stop_training_with_the_images_named(shapes, tmp_path, capsys
     config = tiny.get_config(shapes, max_bad_steps=2, optimizer__learning_rate=float("inf"))
     config.optimizer.warmup_steps = 0
     with pytest.raises(train.UserError, match=r"number 2 in a row.*"):
-        run(config, tmp_path)
+        tiny.run(config, tmp_path)
     del capsys
 
 

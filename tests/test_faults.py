@@ -24,16 +24,11 @@ STEPS = 40
 OFTEN = dict(steps=STEPS, checkpoint__every=1, log__every=1)
 
 
-def run(config, workdir, stop=None):
-    workdir.mkdir(parents=True, exist_ok=True)
-    return train.train(config, workdir, stop or signals.Stop())
-
-
 @pytest.fixture(scope="module")
 def whole(shapes, tmp_path_factory):
     """The workdir of a run that nothing happened to, with a checkpoint after every step."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
-    assert run(tiny.get_config(shapes, **OFTEN, checkpoint__keep=1000), workdir) == 0
+    assert tiny.run(tiny.get_config(shapes, **OFTEN, checkpoint__keep=1000), workdir) == 0
     return workdir
 
 
@@ -77,7 +72,7 @@ def kill_often(shapes, workdir, most, seed):
 
 def test_a_run_killed_at_random_moments_goes_on_as_if_nothing_had_been(shapes, whole, tmp_path):
     assert kill_often(shapes, tmp_path / "run", most=2, seed=0) >= 1
-    assert run(tiny.get_config(shapes, **OFTEN), tmp_path / "run") == 0
+    assert tiny.run(tiny.get_config(shapes, **OFTEN), tmp_path / "run") == 0
     assert_as_whole(whole, tmp_path / "run", STEPS)
     ours, theirs = tiny.logged(tmp_path / "run"), tiny.logged(whole)
     assert ours == {step: theirs[step] for step in ours}
@@ -144,7 +139,7 @@ def test_a_full_disk_ends_training_in_one_line_with_the_last_checkpoint_whole(
     assert meta["step"] == steps_on_disk(saved)[-1] >= 1
     assert_as_whole(whole, saved, meta["step"])
     assert (
-        run(tiny.get_config(shapes, **OFTEN), saved) == 0
+        tiny.run(tiny.get_config(shapes, **OFTEN), saved) == 0
     )  # where there is room again, it goes on
     assert_as_whole(whole, saved, STEPS)
 
@@ -182,7 +177,7 @@ def test_json_on_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
 )
 def test_going_on_with_another_model_is_refused(shapes, whole, changes, message):
     with pytest.raises(UserError, match=message):
-        run(tiny.get_config(shapes, steps=STEPS, **changes), whole)
+        tiny.run(tiny.get_config(shapes, steps=STEPS, **changes), whole)
 
 
 def test_going_on_with_other_classes_is_refused(shapes, whole, tmp_path):
@@ -194,14 +189,14 @@ def test_going_on_with_other_classes_is_refused(shapes, whole, tmp_path):
         path.write_text(json.dumps(content))
         changes[f"data__{split}__annotations"] = str(path)
     with pytest.raises(UserError, match="was trained with categories = .*; choose another workdir"):
-        run(tiny.get_config(shapes, **changes), whole)
+        tiny.run(tiny.get_config(shapes, **changes), whole)
 
 
 def test_more_steps_asked_go_on(shapes, tmp_path, capsys):
-    assert run(tiny.get_config(shapes, steps=2), tmp_path) == 0
-    assert run(tiny.get_config(shapes, steps=2), tmp_path) == 0
+    assert tiny.run(tiny.get_config(shapes, steps=2), tmp_path) == 0
+    assert tiny.run(tiny.get_config(shapes, steps=2), tmp_path) == 0
     assert "training is finished, 2 of 2 steps" in capsys.readouterr().out
-    assert run(tiny.get_config(shapes, **OFTEN), tmp_path) == 0
+    assert tiny.run(tiny.get_config(shapes, **OFTEN), tmp_path) == 0
     assert "going on after step 2" in capsys.readouterr().out
     assert sorted(tiny.logged(tmp_path)) == list(range(2, STEPS + 1))
     assert steps_on_disk(tmp_path)[-1] == STEPS
@@ -219,7 +214,7 @@ def test_a_corrupt_picture_in_the_middle_of_an_epoch_is_skipped(
 
     monkeypatch.setattr(batches.records, "decode", damaged)
     config = tiny.get_config(shapes, steps=STEPS, data__max_bad_share=0.5)
-    assert run(config, tmp_path) == 0
+    assert tiny.run(config, tmp_path) == 0
     assert "pictures could not be read and were skipped" in capsys.readouterr().out
     assert "skipping" in caplog.text
     assert all(np.isfinite(loss) for loss in tiny.logged(tmp_path).values())
@@ -241,7 +236,7 @@ def test_losses_that_are_not_finite_end_training(shapes, whole, tmp_path, monkey
 
     monkeypatch.setattr(train.batches, "train_batches", spoil)
     with pytest.raises(UserError) as told:
-        run(tiny.get_config(shapes, **changes), tmp_path)
+        tiny.run(tiny.get_config(shapes, **changes), tmp_path)
     message = str(told.value)
     assert message.startswith("step 5 has a loss or gradient that is not finite")
     assert "number 3 in a row" in message
@@ -268,4 +263,4 @@ def test_an_error_in_a_reading_thread_ends_training(shapes, tmp_path, monkeypatc
     read = records.decode
     monkeypatch.setattr(batches.records, "decode", fail)
     with pytest.raises(MemoryError, match="no memory for a picture"):
-        run(tiny.get_config(shapes, steps=STEPS), tmp_path)
+        tiny.run(tiny.get_config(shapes, steps=STEPS), tmp_path)

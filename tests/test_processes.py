@@ -1,6 +1,5 @@
 """Several processes with several devices each, over loopback: the real commands."""
 
-import json
 import os
 import signal
 
@@ -78,16 +77,7 @@ def test_evaluation_in_two_processes_finds_what_one_finds(shapes, alone, tmp_pat
     config = tiny.get_config(shapes, **CHANGES)
     evaluate.evaluate(config, str(alone), "student", tmp_path / "detections.json")
     assert pair.codes() == [0, 0], pair.said()
-    found = []
-    for folder in (tmp_path, tmp_path / "run"):
-        entries = json.loads((folder / "detections.json").read_text())
-        found.append(sorted(entries, key=lambda e: (e["image_id"], -e["score"])))
-    assert len(found[0]) == len(found[1]) > 10
-    for ours, theirs in zip(*found, strict=True):
-        assert ours["image_id"] == theirs["image_id"]
-        assert ours["category_id"] == theirs["category_id"]
-        np.testing.assert_allclose(ours["bbox"], theirs["bbox"], atol=0.02)
-        np.testing.assert_allclose(ours["score"], theirs["score"], atol=1e-4)
+    tiny.assert_same_detections(tmp_path / "detections.json", tmp_path / "run" / "detections.json")
     assert "AP50" in pair.said() and "AP50" not in pair.said(process=1)
 
 

@@ -13,10 +13,12 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from mixtrain_jax import config as configs
-from mixtrain_jax.runtime import checkpoint
+from mixtrain_jax import train
+from mixtrain_jax.runtime import checkpoint, signals
 from tests.mixtraining import small
 
 STEPS = 6
@@ -125,3 +127,23 @@ def logged(workdir, name="loss"):
     """What metrics.jsonl says of a metric, by step."""
     lines = map(json.loads, pathlib.Path(workdir, "metrics.jsonl").read_text().splitlines())
     return {line["step"]: line[name] for line in lines if name in line}
+
+
+def run(config, workdir, stop=None):
+    """Trains in this process; returns the exit code."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    return train.train(config, workdir, stop or signals.Stop())
+
+
+def assert_same_detections(ours, theirs):
+    """Two COCO results files hold the same detections, but for rounding."""
+    found = []
+    for path in (ours, theirs):
+        entries = json.loads(path.read_text())
+        found.append(sorted(entries, key=lambda e: (e["image_id"], -e["score"])))
+    assert len(found[0]) == len(found[1]) > 10
+    for one, other in zip(*found, strict=True):
+        assert one["image_id"] == other["image_id"]
+        assert one["category_id"] == other["category_id"]
+        np.testing.assert_allclose(one["bbox"], other["bbox"], atol=0.02)
+        np.testing.assert_allclose(one["score"], other["score"], atol=1e-4)
