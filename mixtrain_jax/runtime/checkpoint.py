@@ -6,11 +6,11 @@ belong to. Orbax writes it under a temporary name and renames it, so a save that
 no checkpoint; what is read is numpy again, so the number of devices may change between runs.
 """
 
+import asyncio.log
 import contextlib
 import json
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -37,6 +37,15 @@ NOT_WRITABLE = (
 
 # Orbax logs each failure several times with a traceback, and raises it too; the latter is enough.
 logging.get_absl_logger().addFilter(lambda record: "/orbax/" not in record.pathname)
+asyncio.log.logger.addFilter(lambda record: "/orbax/" not in record.getMessage())
+
+
+def _without_closed_loops(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Hides "Event loop is closed", which orbax's other threads print when one of them failed."""
+    return lambda stray: "Event loop is closed" in str(stray.exc_value) or hook(stray)
+
+
+sys.unraisablehook = _without_closed_loops(sys.unraisablehook)
 
 
 class Checkpoints:
@@ -294,7 +303,7 @@ def _steps(directory: epath.Path) -> list[int]:
 
 def _read(path: epath.Path, parts: tuple[str, ...]) -> tuple[Flat, dict]:
     """Reads those of the parts that were saved, and the meta; any exception means damage."""
-    with _no_stray_errors(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         meta = checkpointer.restore(path, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))[
             "meta"
         ]
@@ -390,22 +399,3 @@ def _explained(path: epath.Path) -> Iterator[None]:
         if reason is None:
             raise
         raise UserError(f"cannot write {path}: {reason}") from error
-
-
-@contextlib.contextmanager
-def _no_stray_errors() -> Iterator[None]:
-    """Hides "Event loop is closed", which orbax's other reads print when one read has failed."""
-    hook = sys.unraisablehook
-
-    def filtered(unraisable: Any) -> None:
-        if "Event loop is closed" not in str(unraisable.exc_value):
-            hook(unraisable)
-
-    sys.unraisablehook = filtered
-    try:
-        yield
-    except Exception:
-        time.sleep(0.2)
-        raise
-    finally:
-        sys.unraisablehook = hook

@@ -223,6 +223,10 @@ def _initialize(**which: Any) -> None:
         raise UserError(
             f"the processes of this run did not find each other: {str(error).splitlines()[0]}"
         ) from error
+    # The first sum connects the processes, and each waits only seconds for the others: now they
+    # come together, later one may compile for minutes longer.
+    meet = jax.pmap(total, axis_name=AXIS)(np.ones(jax.local_device_count()))
+    jax.block_until_ready(meet)
 
 
 def _on_cloud_tpu() -> bool:
