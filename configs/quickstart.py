@@ -13,7 +13,7 @@ from configs import common
 def get_config(argument: str | None = None):
     config = common.base()
     config.batch_size = 8
-    config.epochs = 17.0  # 3196 steps
+    config.epochs = 15.0  # 2820 steps
 
     data = config.data
     data.max_boxes = 20
@@ -51,7 +51,7 @@ def get_config(argument: str | None = None):
     config.log.update(every=50, pictures_every=500)
     data.augment.cutout_ratios = (0.05, 0.1, 0.15, 0.2)  # larger ones hide whole objects here
     config.mixtraining.update(
-        start_step=2600,
+        start_step=2300,
         gt_score_threshold=0.05,
         pseudo_score_threshold=0.9,
         mixed_loss_weight=0.5,

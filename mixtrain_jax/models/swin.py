@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixtrain_jax.models import padding
+from mixtrain_jax.models import padding, residual
 from mixtrain_jax.types import Array
 
 SHIFTED = -100.0  # added where query and key are neighbours only because the shift wraps around
@@ -165,7 +165,6 @@ class Block(nn.Module):
         """x: [B, H, W, C] float32 tokens; extent: [B, 2] rows and columns within the own pad."""
         _, height, width, channels = x.shape
         window = self.window_size
-        never = extent[0, 0] < 0
         y = norm(self.dtype, "norm1")(x)
         y = jnp.where(padding.inside(height, width, extent)[..., None], y, 0)
         y = pad_to_multiple(y, window)
@@ -175,11 +174,11 @@ class Block(nn.Module):
             to_windows(y, window), attention_mask(padded, window, self.shift, extent)
         )
         y = jnp.roll(from_windows(y, padded), (self.shift, self.shift), (1, 2))
-        x = settle(x + self._drop(y[:, :height, :width], keys, 0), never)
+        x = residual.settle(x + self._drop(y[:, :height, :width], keys, 0), extent)
 
         y = norm(self.dtype, "norm2")(x)
         y = Mlp(int(channels * self.mlp_ratio), self.dtype, name="mlp")(y)
-        return settle(x + self._drop(y, keys, 1), never)
+        return residual.settle(x + self._drop(y, keys, 1), extent)
 
     def _drop(self, y: Array, keys: Array | None, branch: int) -> Array:
         """Stochastic depth: drops a branch for whole pictures and scales up the survivors."""
@@ -236,36 +235,6 @@ class Mlp(nn.Module):
 def norm(dtype: Any, name: str) -> nn.LayerNorm:
     """LayerNorm over channels with float32 statistics and the given output type."""
     return nn.LayerNorm(epsilon=1e-5, dtype=dtype, use_fast_variance=False, name=name)
-
-
-@jax.custom_vjp
-def settle(x: Array, never: Array) -> Array:
-    """Has the residual stream and its gradient computed and kept here, as they are.
-
-    Left alone, XLA adds up all branches since the first block anew wherever a norm or its gradient
-    reads the stream: work that grows with the square of the depth, and every branch held in memory.
-    On CPU it takes barriers away before it joins operations, but no loop whose length it cannot
-    know.
-
-    Args:
-      x: any array.
-      never: [] bool that is False, as the program cannot know.
-    """
-
-    def loop(x: Array, never: Array) -> Array:
-        return jax.lax.while_loop(lambda _: never, jnp.negative, x)
-
-    def barrier(x: Array, never: Array) -> Array:
-        del never
-        return jax.lax.optimization_barrier(x)
-
-    return jax.lax.platform_dependent(x, never, cpu=loop, default=barrier)
-
-
-settle.defvjp(
-    lambda x, never: (settle(x, never), never),
-    lambda never, gradient: (settle(gradient, never), None),
-)
 
 
 def pad_to_multiple(x: Array, multiple: int) -> Array:
