@@ -84,10 +84,9 @@ def test_each_row_of_the_ablation_table_trains(shapes, tmp_path, word):
         assert dropped == human > 0
 
 
-def test_a_finished_run_says_so_and_more_steps_go_on(finished, shapes, tmp_path, capsys):
+def test_a_finished_run_says_so(finished, shapes, capsys):
     assert tiny.run(tiny.get_config(shapes), finished) == 0
     assert "training is finished, 6 of 6 steps" in capsys.readouterr().out
-    del tmp_path
 
 
 def flags(shapes, workdir, **more):
