@@ -20,19 +20,6 @@ from tests import tiny
 from tests.tiny import STEPS
 
 
-class StopAfter:
-    """A stop that is requested once it has been asked about in `steps` steps."""
-
-    def __init__(self, workdir, steps):
-        self.file, self.steps = workdir / "metrics.jsonl", steps
-        self.asked = 0
-
-    @property
-    def requested(self):
-        self.asked += 1
-        return self.asked >= self.steps
-
-
 @pytest.fixture(scope="module")
 def finished(shapes, tmp_path_factory):
     """A run from start to end."""
@@ -53,7 +40,7 @@ def test_workdir_of_a_finished_run(finished):
 
 @pytest.mark.parametrize("after", [1, 4])
 def test_a_stopped_run_goes_on_bit_by_bit(finished, shapes, tmp_path, after, capsys):
-    stop = StopAfter(tmp_path, after)
+    stop = tiny.StopAfter(after)
     assert tiny.run(tiny.get_config(shapes), tmp_path, stop) == signals.STOPPED
     assert f"saved after step {after};" in capsys.readouterr().out
     assert tiny.run(tiny.get_config(shapes), tmp_path) == 0

@@ -240,10 +240,9 @@ def test_losses_that_are_not_finite_end_training(shapes, whole, tmp_path, monkey
     assert message.startswith("step 5 has a loss or gradient that is not finite")
     assert "number 3 in a row" in message
     assert "'loss': nan" in message and "normal/" in message
-    ids = [image["id"] for image in json.loads(
-        (shapes / "annotations" / "train.json").read_text())["images"]]  # fmt: skip
+    images = json.loads((shapes / "annotations" / "train.json").read_text())["images"]
     for row in spoilt[2]:
-        assert str(ids[row]) in message.partition("images [")[2]
+        assert str(images[row]["id"]) in message.partition("images [")[2]
     assert_as_whole(whole, tmp_path, 2)
     for name, value in tiny.saved(tmp_path, 4).items():  # saved among the bad ones, weights good
         if name.startswith("student"):

@@ -32,17 +32,8 @@ def stopped(shapes, tmp_path_factory):
 def alone(shapes, tmp_path_factory):
     """The workdir of the same training in one process on one device, stopped after a few steps."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
-    workdir.mkdir()
-
-    class Stop:
-        asked = 0
-
-        @property
-        def requested(self):
-            self.asked += 1
-            return self.asked >= COMPARED
-
-    assert train.train(tiny.get_config(shapes, **CHANGES), workdir, Stop()) == signals.STOPPED
+    stop = tiny.StopAfter(COMPARED)
+    assert tiny.run(tiny.get_config(shapes, **CHANGES), workdir, stop) == signals.STOPPED
     return workdir
 
 

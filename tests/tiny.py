@@ -43,6 +43,18 @@ def get_config(folder: str, **changes):
     return config
 
 
+class StopAfter(signals.Stop):
+    """A stop that is requested once it has been asked about in so many steps."""
+
+    def __init__(self, steps):
+        self.steps, self.asked = steps, 0
+
+    @property
+    def requested(self):
+        self.asked += 1
+        return self.asked >= self.steps
+
+
 class Command:
     """A command in processes of its own, with each process's output in a file.
 

@@ -45,24 +45,11 @@ from mixtrain_jax.models import detector
 from mixtrain_jax.runtime import parallel
 from mixtrain_jax.runtime.errors import UserError
 from mixtrain_jax.types import Batch, View
+from tools.benchmarks.host import COCO_LIKE
 
 HBM = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}  # GiB of a device, from Google's data sheets
 CLASSES, STEPS = 80, 100_000  # where the config leaves them to the data
 GIB = 2**30
-
-# Height, width and about how many in a hundred of COCO's training pictures have them.
-COCO_SIZES = (
-    ((480, 640), 36),
-    ((427, 640), 24),
-    ((640, 480), 12),
-    ((640, 427), 9),
-    ((375, 500), 6),
-    ((500, 375), 3),
-    ((360, 640), 4),
-    ((640, 640), 3),
-    ((512, 640), 2),
-    ((640, 512), 1),
-)
 
 
 def main(flags: argparse.Namespace) -> int:
@@ -155,8 +142,7 @@ def _buckets(config: Any, chosen: list[str] | None) -> list[buckets.Bucket]:
             found.append((int(match[1]), int(match[2])))
         return found
     long, low, high = config.data.train.scale
-    sizes = np.array([size for size, _ in COCO_SIZES])
-    weights = np.array([share for _, share in COCO_SIZES])
+    sizes, weights = np.array(list(COCO_LIKE)), np.array(list(COCO_LIKE.values()))
     resized = buckets.resized(sizes[:, None], long, np.arange(low, high + 1)[None])
     return sorted(
         buckets.of(config, "train", resized, weights[:, None]), key=lambda b: -b[0] * b[1]

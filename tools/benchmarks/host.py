@@ -18,7 +18,7 @@ from mixtrain_jax.runtime.errors import UserError
 from tools.benchmarks import measure
 
 # Height and width of photographs and how many in a hundred have them: an assumption, made to
-# resemble COCO train2017. Measured on its files instead when they are there.
+# resemble COCO train2017.
 COCO_LIKE = {
     (480, 640): 27,
     (640, 480): 9,
