@@ -1,6 +1,6 @@
-"""How the C library hands out memory, where XLA computes on the CPU.
+"""How memory is handed out and used where XLA computes on the CPU.
 
-There XLA asks for its large buffers anew in every step. By default glibc maps each of them and
+XLA asks there for its large buffers anew in every step. By default glibc maps each of them and
 gives it back to the system at once, which then has to zero every page again: for a small model a
 third of a step's time. Kept, the pages are used again. They are kept in a few arenas: many would
 keep more than is needed, and a single one is left in so many pieces by XLA's compiler that to
@@ -8,11 +8,13 @@ look for room among them takes a fifth of a small model's steps.
 """
 
 import ctypes
+import os
 
 # Of glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 _LARGEST = 2**31 - 1
 _ARENAS = 3
+_SPARING = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 
 
 def keep_freed() -> bool:
@@ -21,3 +23,13 @@ def keep_freed() -> bool:
     return mallopt is not None and all(
         [mallopt(_MMAP_MAX, 0), mallopt(_TRIM_THRESHOLD, _LARGEST), mallopt(_ARENA_MAX, _ARENAS)]
     )
+
+
+def hold_less() -> None:
+    """Has XLA order operations so that less is held at once, before JAX's devices start.
+
+    By default it orders them so that more can run at once, for more cores than a device has here.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if _SPARING not in flags:
+        os.environ["XLA_FLAGS"] = f"{_SPARING} {flags}"  # those of the user come last, and win

@@ -32,8 +32,6 @@ LOST = 70  # the exit code of a process that had to end because another did
 JOINING = 300  # seconds to wait for the other processes at the start
 SILENCE = 60  # seconds after which a process that says nothing is taken for dead
 _SIGNS_OF_LOSS = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "oordination service")
-# Operations in an order that spares memory, not one for more cores than a device has.
-_SPARING = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 _AHEAD = 2  # batches on the devices: the one to come, and the one after it
 
 
@@ -192,9 +190,7 @@ def start(
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     if cpu_only():
         memory.keep_freed()
-        flags = os.environ.get("XLA_FLAGS", "")  # read when JAX's devices start; the last one wins
-        if _SPARING not in flags:
-            os.environ["XLA_FLAGS"] = f"{_SPARING} {flags}"
+        memory.hold_less()
 
     given = coordinator, processes, process
     if any(value is not None for value in given):
