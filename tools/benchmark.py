@@ -147,8 +147,7 @@ def largest(case: str, flags: argparse.Namespace) -> dict[str, Any]:
 def run(case: str, flags: argparse.Namespace) -> dict[str, Any]:
     """Runs a case in this process; returns rows by the kind of table they stand in."""
     if parallel.cpu_only():
-        memory.keep_freed()  # as training does
-        memory.hold_less()
+        memory.prepare()  # as training does
     if case == "machine":
         return {"machine": machine(), "accelerator": measure.accelerator()}
     with measure.traced(flags.profile and flags.profile / case):

@@ -236,7 +236,7 @@ def gelu(x: Array) -> Array:
     """The exact GELU, computed in float32.
 
     Flax's is written with erfc, which is slower on CPU, and which TPUs' compiler needs half a
-    minute to join to a matrix product.
+    minute to join to a matrix product in the forward pass.
     """
     y = x.astype(jnp.float32)
     return (0.5 * y * (1 + jax.lax.erf(y * np.float32(0.5**0.5)))).astype(x.dtype)

@@ -17,6 +17,12 @@ _ARENAS = 3
 _SPARING = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 
 
+def prepare() -> None:
+    """Does all of this for a process that computes on the CPU, before JAX's devices start."""
+    keep_freed()
+    hold_less()
+
+
 def keep_freed() -> bool:
     """Keeps what is freed for the next step; returns whether the C library could be told so."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

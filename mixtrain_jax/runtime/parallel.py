@@ -189,8 +189,7 @@ def start(
     )
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     if cpu_only():
-        memory.keep_freed()
-        memory.hold_less()
+        memory.prepare()
 
     given = coordinator, processes, process
     if any(value is not None for value in given):
