@@ -210,8 +210,11 @@ class WindowAttention(nn.Module):
         bias = table[relative_position_index(self.window_size)].transpose(2, 0, 1)
 
         qkv = nn.Dense(3 * c, dtype=self.dtype, kernel_init=weight_init, name="qkv")(x)
-        qkv = qkv.reshape(b, n, t, 3, self.num_heads, c // self.num_heads)
-        q, k, v = (qkv[:, :, :, i].swapaxes(2, 3) for i in range(3))
+        # Split along channels: the gradients are joined by one copy, not padded and added.
+        q, k, v = (
+            part.reshape(b, n, t, self.num_heads, c // self.num_heads).swapaxes(2, 3)
+            for part in jnp.split(qkv, 3, axis=-1)
+        )
         q = q * (c // self.num_heads) ** -0.5
         logits = jnp.einsum("bnhqd,bnhkd->bnhqk", q, k, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(logits + bias + mask[:, :, None], axis=-1).astype(self.dtype)

@@ -115,16 +115,22 @@ def _pack(pyramid: Sequence[Array]) -> tuple[Array, list[tuple[int, int]]]:
       The atlas [B, H, W, C], and the row and column of each level's first cell in it.
     """
     finest, *others = pyramid
-    width = max(finest.shape[2], sum(level.shape[2] for level in others))
-    height = finest.shape[1] + max((level.shape[1] for level in others), default=0)
-    below, beside = height - finest.shape[1], width - finest.shape[2]
-    atlas = jnp.pad(finest, ((0, 0), (0, below), (0, beside), (0, 0)))
     origins = [(0, 0)]
     column = 0
     for level in others:
         origins.append((finest.shape[1], column))
-        atlas = jax.lax.dynamic_update_slice(atlas, level, (0, *origins[-1], 0))
         column += level.shape[2]
+    if not others:
+        return finest, origins
+    width = max(finest.shape[2], column)
+    below = max(level.shape[1] for level in others)
+
+    def pad(level: Array, height: int, width: int) -> Array:
+        missing = height - level.shape[1], width - level.shape[2]
+        return jnp.pad(level, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))
+
+    row = jnp.concatenate([pad(level, below, level.shape[2]) for level in others], axis=2)
+    atlas = jnp.concatenate([pad(finest, finest.shape[1], width), pad(row, below, width)], axis=1)
     return atlas, origins
 
 
