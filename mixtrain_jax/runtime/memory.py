@@ -12,7 +12,7 @@ import os
 
 # Of glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
-_LARGEST = 2**31 - 1
+_NEVER = -1
 _ARENAS = 3
 _SPARING = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 
@@ -27,7 +27,7 @@ def keep_freed() -> bool:
     """Keeps what is freed for the next step; returns whether the C library could be told so."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and all(
-        [mallopt(_MMAP_MAX, 0), mallopt(_TRIM_THRESHOLD, _LARGEST), mallopt(_ARENA_MAX, _ARENAS)]
+        [mallopt(_MMAP_MAX, 0), mallopt(_TRIM_THRESHOLD, _NEVER), mallopt(_ARENA_MAX, _ARENAS)]
     )
 
 
