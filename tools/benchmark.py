@@ -150,24 +150,23 @@ def run(case: str, flags: argparse.Namespace) -> dict[str, Any]:
         memory.prepare()  # as training does
     if case == "machine":
         return {"machine": machine(), "accelerator": measure.accelerator()}
-    with measure.traced(flags.profile and flags.profile / case):
-        if case in models.CASES:
-            rows = models.run(case, flags.batch, flags.seconds)
-            for row in rows:
-                row["per_second"] = row["batch"] / row["median"]
-            return {"models": rows}
-        if case == "ops":
-            return {"milliseconds": _in_milliseconds(ops.run(flags.seconds / 10))}
-        if case == "torch":
-            from tools.benchmarks import against_torch
+    if case in models.CASES:
+        rows = models.run(case, flags.batch, flags.seconds, flags.profile and flags.profile / case)
+        for row in rows:
+            row["per_second"] = row["batch"] / row["median"]
+        return {"models": rows}
+    if case == "ops":
+        return {"milliseconds": _in_milliseconds(ops.run(flags.seconds / 10))}
+    if case == "torch":
+        from tools.benchmarks import against_torch
 
-            step, *rows = against_torch.run(flags.batch, flags.seconds)
-            step["per_second"] = step["batch"] / step["median"]
-            return {"models": [step], "milliseconds": _in_milliseconds(rows)}
-        from tools.benchmarks import host
+        step, *rows = against_torch.run(flags.batch, flags.seconds)
+        step["per_second"] = step["batch"] / step["median"]
+        return {"models": [step], "milliseconds": _in_milliseconds(rows)}
+    from tools.benchmarks import host
 
-        kind = {"input": "input", "padding": "padding"}.get(case, "seconds")
-        return {kind: getattr(host, f"run_{case}")(flags.seconds)}
+    kind = {"input": "input", "padding": "padding"}.get(case, "seconds")
+    return {kind: getattr(host, f"run_{case}")(flags.seconds)}
 
 
 def _in_milliseconds(rows: list[measure.Row]) -> list[measure.Row]:
@@ -215,7 +214,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--cases", help="names with commas in between; all that make sense here")
     parser.add_argument("--json", type=pathlib.Path, help="file to write the figures to")
-    parser.add_argument("--profile", type=pathlib.Path, help="folder for traces of the cases")
+    parser.add_argument(
+        "--profile", type=pathlib.Path, help="folder for a trace of one call of each model"
+    )
     parser.add_argument("--batch", type=int, default=0, help="pictures a call, of models and torch")
     parser.add_argument("--seconds", type=float, default=20, help="of timed calls for a case")
     parser.add_argument("--run", help=argparse.SUPPRESS)  # a case, in this process

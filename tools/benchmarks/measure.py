@@ -143,6 +143,9 @@ def _flop(jaxpr: Any) -> float:
     return total
 
 
-def traced(folder: Any) -> contextlib.AbstractContextManager:
-    """Writes a trace of what runs inside to a folder, for TensorBoard; None: no trace."""
-    return jax.profiler.trace(str(folder)) if folder else contextlib.nullcontext()
+def trace(call: Callable[[], Any], folder: Any) -> None:
+    """Calls once more and writes what ran to a folder, for TensorBoard and Perfetto."""
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0  # its events would fill the trace before the call begins
+    with jax.profiler.trace(str(folder), profiler_options=options):
+        jax.block_until_ready(call())

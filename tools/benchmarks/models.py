@@ -94,7 +94,7 @@ CASES = {
 }
 
 
-def run(name: str, batch: int, budget: float) -> list[measure.Row]:
+def run(name: str, batch: int, budget: float, folder: Any = None) -> list[measure.Row]:
     """Measures one case.
 
     On CPU in float32 at the case's own size; on accelerators in bfloat16 at 800x1344.
@@ -104,6 +104,7 @@ def run(name: str, batch: int, budget: float) -> list[measure.Row]:
       batch: pictures that the student (or the detector) sees in a call; half of a MixTraining
         step's are mixed. 0: one, or two to train on.
       budget: seconds for timed calls.
+      folder: where to write a trace of one more call; None: no trace.
     """
     case = CASES[name]
     fast = measure.accelerator()
@@ -127,7 +128,10 @@ def run(name: str, batch: int, budget: float) -> list[measure.Row]:
         "torch_gb": case.torch[2] if given else None,
         "goal": case.goal if given else None,
     }
-    return [row | measure.efficiency(call, budget, case.gflop if given else counted)]
+    found = measure.efficiency(call, budget, case.gflop if given else counted)
+    if folder:
+        measure.trace(call, folder)
+    return [row | found]
 
 
 def _forward(model, config, kind: str, size: tuple[int, int], batch: int):
