@@ -111,7 +111,7 @@ def propose(predictions: Predictions, size: Array, config, *, training: bool) ->
         scores, index = jax.lax.top_k(scores, min(candidates, len(anchors)))
         boxes = box_ops.decode(jnp.asarray(anchors)[index], deltas[index], size=size)
         valid = jnp.isfinite(scores)
-        keep = nms.nms(boxes, scores, valid, config.nms_iou)
+        keep = nms.sorted_nms(boxes, valid, config.nms_iou)
         return boxes, jnp.where(keep, scores, -jnp.inf)
 
     def of_image(logits, deltas, size):

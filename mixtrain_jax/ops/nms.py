@@ -33,8 +33,24 @@ def nms(
     """
     order = jnp.argsort(jnp.where(valid, -scores, jnp.inf), stable=True)
     groups = None if groups is None else groups[order]
-    keep = _keep(boxes[order], valid[order], threshold, groups)
+    keep = sorted_nms(boxes[order], valid[order], threshold, groups)
     return jnp.zeros_like(valid).at[order].set(keep)
+
+
+def sorted_nms(boxes: Array, valid: Array, threshold: float, groups: Array | None = None) -> Array:
+    """Like `nms`, for boxes that come best first, as `jax.lax.top_k` leaves them."""
+    index = jnp.arange(len(boxes))
+    suppresses = (box_ops.iou(boxes, boxes) > threshold) & (index[:, None] < index)
+    if groups is not None:
+        suppresses &= groups[:, None] == groups
+
+    def refine(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        keep, _ = state
+        refined = valid & ~jnp.any(suppresses & keep[:, None], axis=0)
+        return refined, jnp.any(refined != keep)
+
+    keep, _ = jax.lax.while_loop(lambda state: state[1], refine, (valid, jnp.array(True)))
+    return keep
 
 
 def class_nms(
@@ -72,7 +88,7 @@ def class_nms(
     top, index = jax.lax.top_k(scores, min(candidates, scores.size))
     row, label = index // classes, index % classes
     top_boxes = boxes[row] if boxes.ndim == 2 else boxes[row, label]
-    keep = _keep(top_boxes, top > score_threshold, iou_threshold, label)
+    keep = sorted_nms(top_boxes, top > score_threshold, iou_threshold, label)
 
     exact = (found <= candidates) | (jnp.sum(keep) >= count)
     (chosen,) = jnp.nonzero(keep, size=count, fill_value=0)
@@ -84,19 +100,3 @@ def class_nms(
         kept,
         exact,
     )
-
-
-def _keep(boxes: Array, valid: Array, threshold: float, groups: Array | None) -> Array:
-    """Which boxes, sorted best first, are kept."""
-    index = jnp.arange(len(boxes))
-    suppresses = (box_ops.iou(boxes, boxes) > threshold) & (index[:, None] < index)
-    if groups is not None:
-        suppresses &= groups[:, None] == groups
-
-    def refine(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        keep, _ = state
-        refined = valid & ~jnp.any(suppresses & keep[:, None], axis=0)
-        return refined, jnp.any(refined != keep)
-
-    keep, _ = jax.lax.while_loop(lambda state: state[1], refine, (valid, jnp.array(True)))
-    return keep
