@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mixtrain_jax.models.dense import product
 from mixtrain_jax.types import Array
 
 _WIDE = 128  # input channels from which products pay
@@ -52,7 +53,7 @@ def convolve(x: Array, kernel: Array, step: int) -> Array:
     """Convolves x [B, H, W, C] with a kernel [side, side, C, channels] of odd side."""
     side, _, channels, _ = kernel.shape
     if side == 1:
-        return x[:, ::step, ::step] @ kernel[0, 0]
+        return product(x[:, ::step, ::step], kernel[0, 0])
     if step == 1 and channels >= _WIDE:
         return _wide(x, kernel)
     return _plain(x, kernel, step)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mixtrain_jax.models.dense import Dense
 from mixtrain_jax.models.rpn import STRIDES, Proposals
 from mixtrain_jax.ops import boxes as box_ops
 from mixtrain_jax.ops import matching, nms
@@ -42,16 +43,16 @@ class BoxHead(nn.Module):
         dense = nn.initializers.xavier_uniform()
         hidden = pooled.reshape(*pooled.shape[:2], -1)
         for name in ("fc1", "fc2"):
-            layer = nn.Dense(self.fc_channels, dtype=self.dtype, kernel_init=dense, name=name)
+            layer = Dense(self.fc_channels, dtype=self.dtype, kernel_init=dense, name=name)
             hidden = nn.relu(layer(hidden))
-        logits = nn.Dense(
+        logits = Dense(
             self.num_classes + 1,
             dtype=self.dtype,
             kernel_init=nn.initializers.normal(0.01),
             name="logits",
         )(hidden)
         boxes = 1 if self.class_agnostic else self.num_classes
-        deltas = nn.Dense(
+        deltas = Dense(
             4 * boxes,
             dtype=self.dtype,
             kernel_init=nn.initializers.normal(0.001),

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixtrain_jax.models import padding, residual
+from mixtrain_jax.models.dense import Dense
 from mixtrain_jax.types import Array
 
 SHIFTED = -100.0  # added where query and key are neighbours only because the shift wraps around
@@ -143,7 +144,7 @@ class PatchMerging(nn.Module):
         b, h, w, c = x.shape
         x = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 4, 2, 5)
         x = norm(self.dtype, "norm")(x.reshape(b, h // 2, w // 2, 4 * c))
-        x = nn.Dense(
+        x = Dense(
             2 * c, use_bias=False, dtype=self.dtype, kernel_init=weight_init, name="reduction"
         )(x)
         return x.astype(jnp.float32)
@@ -209,7 +210,7 @@ class WindowAttention(nn.Module):
         )
         bias = table[relative_position_index(self.window_size)].transpose(2, 0, 1)
 
-        qkv = nn.Dense(3 * c, dtype=self.dtype, kernel_init=weight_init, name="qkv")(x)
+        qkv = Dense(3 * c, dtype=self.dtype, kernel_init=weight_init, name="qkv")(x)
         # Split along channels: the gradients are joined by one copy, not padded and added.
         q, k, v = (
             part.reshape(b, n, t, self.num_heads, c // self.num_heads).swapaxes(2, 3)
@@ -219,7 +220,7 @@ class WindowAttention(nn.Module):
         logits = jnp.einsum("bnhqd,bnhkd->bnhqk", q, k, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(logits + bias + mask[:, :, None], axis=-1).astype(self.dtype)
         y = jnp.einsum("bnhqk,bnhkd->bnqhd", weights, v).reshape(b, n, t, c)
-        return nn.Dense(c, dtype=self.dtype, kernel_init=weight_init, name="proj")(y)
+        return Dense(c, dtype=self.dtype, kernel_init=weight_init, name="proj")(y)
 
 
 class Mlp(nn.Module):
@@ -230,9 +231,9 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        y = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=weight_init, name="fc1")(x)
+        y = Dense(self.hidden, dtype=self.dtype, kernel_init=weight_init, name="fc1")(x)
         y = gelu(y)
-        return nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=weight_init, name="fc2")(y)
+        return Dense(x.shape[-1], dtype=self.dtype, kernel_init=weight_init, name="fc2")(y)
 
 
 def gelu(x: Array) -> Array:
