@@ -77,10 +77,10 @@ def _wide_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
 
 def _wide_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = saved
-    (to_input,) = jax.vjp(lambda x: _plain(x, kernel), x)[1](gradient)
+    (to_input,) = jax.linear_transpose(lambda x: _plain(x, kernel), x)(gradient)
 
     def by_xla(x: Array, gradient: Array) -> Array:
-        return jax.vjp(lambda kernel: _plain(x, kernel), kernel)[1](gradient)[0]
+        return jax.linear_transpose(lambda kernel: _plain(x, kernel), kernel)(gradient)[0]
 
     to_kernel = jax.lax.platform_dependent(
         x, gradient, cpu=partial(by_products, side=len(kernel)), default=by_xla

@@ -31,7 +31,7 @@ def _backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array
         return x.reshape(-1, x.shape[-1]).T @ gradient.reshape(-1, gradient.shape[-1])
 
     def by_xla(x: Array, gradient: Array) -> Array:
-        return jax.vjp(lambda kernel: x @ kernel, kernel)[1](gradient)[0]
+        return jax.linear_transpose(lambda kernel: x @ kernel, kernel)(gradient)[0]
 
     to_kernel = jax.lax.platform_dependent(x, gradient, cpu=flat, default=by_xla)
     return gradient @ kernel.T, to_kernel
