@@ -44,7 +44,8 @@ class BoxHead(nn.Module):
         hidden = pooled.reshape(*pooled.shape[:2], -1)
         for name in ("fc1", "fc2"):
             layer = Dense(self.fc_channels, dtype=self.dtype, kernel_init=dense, name=name)
-            hidden = nn.relu(layer(hidden))
+            # Joined through all layers, a few hundred RoIs made TPUs' compiler run out of stack.
+            hidden = jax.lax.optimization_barrier(nn.relu(layer(hidden)))
         logits = Dense(
             self.num_classes + 1,
             dtype=self.dtype,
