@@ -49,7 +49,7 @@ from mixtrain_jax.types import Batch, View
 from tools.benchmarks.host import COCO_LIKE
 
 HBM = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}  # GiB of a device, from Google's data sheets
-# On v4 JAX has one device a chip; the compiler's own default is one for each of its two TensorCores.
+# On v4 JAX has one device a chip; the compiler's own default is one for each of two TensorCores.
 OPTIONS = {"v4": {"chip_config_name": "megacore"}}
 CLASSES, STEPS = 80, 100_000  # where the config leaves them to the data
 GIB = 2**30
@@ -95,8 +95,10 @@ def main(flags: argparse.Namespace) -> int:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             sizes, fits = None, False
-            used = re.search(r"Used ([\d.]+\w?) of ([\d.]+\w?) hbm", str(error))
-            verdict = f"does not fit: {used[0] if used else str(error)[:200]}"
+            why = re.search(
+                r"Used \S+ of \S+ hbm|[\w ]+\(\S+\) exceeds available HBM \(\S+\)", str(error)
+            )
+            verdict = f"does not fit: {(why[0] if why else str(error)[:200]).strip()}"
         seconds = time.perf_counter() - start
         row = " " * 36 if sizes is None else "{:10.2f} {:10.2f} {:6.2f} {:7.2f}".format(*sizes)
         print(f"{bucket[0]:>5}x{bucket[1]:<4} {seconds:6.0f} s {row}  {verdict}", flush=True)

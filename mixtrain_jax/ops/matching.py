@@ -107,8 +107,8 @@ def sample(key: Array, positive: Array, negative: Array, count: int, max_positiv
       count: how many to draw; what cannot be filled is padding.
       max_positive: most positives among them.
     """
-    # Without the barrier TPUs' compiler joins the random numbers into both rankings below, and takes
-    # seven times as long for that.
+    # The barrier keeps TPUs' compiler from joining the random numbers to both rankings below, which
+    # takes it seven times as long.
     priority = jax.lax.optimization_barrier(jax.random.uniform(key, positive.shape))
     from_positive = _ranked(priority, positive, max_positive)
     from_negative = _ranked(priority, negative, count)
