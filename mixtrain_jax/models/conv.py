@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mixtrain_jax.models.dense import product
+from mixtrain_jax.models.dense import by_product, product
 from mixtrain_jax.types import Array
 
 _WIDE = 128  # input channels from which products pay
@@ -104,12 +104,11 @@ def by_products(x: Array, gradient: Array, side: int) -> Array:
     """
     around = (side // 2, side // 2)
     padded = jnp.pad(x, ((0, 0), around, around, (0, 0)))
-    flat = gradient.reshape(-1, gradient.shape[-1])
 
-    def product(cell: Array) -> Array:
+    def of_cell(cell: Array) -> Array:
         shifted = jax.lax.dynamic_slice(padded, (0, cell // side, cell % side, 0), x.shape)
-        return shifted.reshape(-1, x.shape[-1]).T @ flat
+        return by_product(shifted, gradient)
 
     # One after the other: nine shifted copies at once would be the most memory a step takes.
-    products = jax.lax.map(product, jnp.arange(side * side))
+    products = jax.lax.map(of_cell, jnp.arange(side * side))
     return products.reshape(side, side, *products.shape[1:])

@@ -2,7 +2,7 @@
 
 Same numbers and parameters as `flax.linen.Dense`. XLA sums a kernel's gradient over all leading
 axes at once, and on CPU it first turns both factors over for that; as a product of two flat
-matrices the gradient takes down to half the time. Elsewhere it is XLA's own.
+matrices the gradient takes from the same time to less than half of it. Elsewhere it is XLA's own.
 """
 
 from functools import partial
@@ -27,17 +27,19 @@ def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
 def _backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = saved
 
-    def flat(x: Array, gradient: Array) -> Array:
-        return x.reshape(-1, x.shape[-1]).T @ gradient.reshape(-1, gradient.shape[-1])
-
     def by_xla(x: Array, gradient: Array) -> Array:
         return jax.linear_transpose(lambda kernel: x @ kernel, kernel)(gradient)[0]
 
-    to_kernel = jax.lax.platform_dependent(x, gradient, cpu=flat, default=by_xla)
+    to_kernel = jax.lax.platform_dependent(x, gradient, cpu=by_product, default=by_xla)
     return gradient @ kernel.T, to_kernel
 
 
 product.defvjp(_forward, _backward)
+
+
+def by_product(x: Array, gradient: Array) -> Array:
+    """The gradient [C, channels] of a kernel, from x [..., C] and the output's [..., channels]."""
+    return x.reshape(-1, x.shape[-1]).T @ gradient.reshape(-1, gradient.shape[-1])
 
 
 def _dot_general(x: Array, kernel: Array, axes: Any, **options: Any) -> Array:

@@ -40,10 +40,10 @@ class BoxHead(nn.Module):
         Deltas are [B, K, 4], or [B, K, classes, 4] when the head has one box for each class; both
         float32.
         """
-        dense = nn.initializers.xavier_uniform()
+        xavier = nn.initializers.xavier_uniform()
         hidden = pooled.reshape(*pooled.shape[:2], -1)
         for name in ("fc1", "fc2"):
-            layer = Dense(self.fc_channels, dtype=self.dtype, kernel_init=dense, name=name)
+            layer = Dense(self.fc_channels, dtype=self.dtype, kernel_init=xavier, name=name)
             # Joined through all layers, a few hundred RoIs made TPUs' compiler run out of stack.
             hidden = jax.lax.optimization_barrier(nn.relu(layer(hidden)))
         logits = Dense(
