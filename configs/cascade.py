@@ -7,13 +7,15 @@ here). Start from ImageNet weights: --config.init_from=PATH (docs/weights.md). P
 the same settings: --config=configs/cascade.py:plain.
 """
 
-from configs import common
+from ml_collections import ConfigDict
+
+from mixtrain_jax.config import recipes
 
 
-def get_config(argument: str | None = None):
-    config = common.base()
+def get_config(argument: str | None = None) -> ConfigDict:
+    config = recipes.base()
     config.batch_size = 32
     config.epochs = 48.0
-    config.steps_per_epoch = 7330
-    common.cascade_head(config.model)
-    return common.variants(config, argument)
+    config.images_per_epoch = 7330 * 32  # the released code's epoch of 7330 steps: 351,840 in all
+    recipes.cascade_head(config.model)
+    return recipes.variants(config, argument)

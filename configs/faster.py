@@ -7,11 +7,13 @@ here). Start from ImageNet weights: --config.init_from=PATH (docs/weights.md). P
 the same settings: --config=configs/faster.py:plain,epochs=24.
 """
 
-from configs import common
+from ml_collections import ConfigDict
+
+from mixtrain_jax.config import recipes
 
 
-def get_config(argument: str | None = None):
-    config = common.base()
+def get_config(argument: str | None = None) -> ConfigDict:
+    config = recipes.base()
     config.epochs = 48.0
-    config.steps_per_epoch = 7330
-    return common.variants(config, argument)
+    config.images_per_epoch = 7330 * 16  # the released code's epoch of 7330 steps: 351,840 in all
+    return recipes.variants(config, argument)

@@ -7,15 +7,17 @@ Batch 32, SGD, ResNet-50 in caffe style with frozen BatchNorm; it needs ImageNet
 41.7 for plain training (published, not yet reproduced here).
 """
 
-from configs import common
+from ml_collections import ConfigDict
+
+from mixtrain_jax.config import recipes
 
 
-def get_config(argument: str | None = None):
-    config = common.base()
+def get_config(argument: str | None = None) -> ConfigDict:
+    config = recipes.base()
     config.batch_size = 32
     config.epochs = 96.0
-    config.steps_per_epoch = 7330
+    config.images_per_epoch = 7330 * 32  # the released code's epoch of 7330 steps: 703,680 in all
     config.model.backbone.name = "resnet"
     config.data.update(channels="bgr", mean=(103.53, 116.28, 123.675), std=(1.0, 1.0, 1.0))
     config.optimizer.update(name="sgd", learning_rate=0.01, weight_decay=1e-4)
-    return common.variants(config, argument)
+    return recipes.variants(config, argument)

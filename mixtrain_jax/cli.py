@@ -1,20 +1,20 @@
 """What the commands share: flags in, one line and an exit code out.
 
 A command describes its flags with `parser`, and hands its main function to `run`. Fields of the
-config are flags too: `--config.data.max_boxes=50`. Bad input anywhere ends in one line on standard
-error and exit code 2; a traceback always means a bug.
+config are flags too: `--config.data.max_boxes=50`. Where a command is given a run's workdir and no
+--config, it takes the config that the run was asked for. Bad input anywhere ends in one line on
+standard error and exit code 2; a traceback always means a bug.
 """
 
 import argparse
 import difflib
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from mixtrain_jax import config
-from mixtrain_jax.runtime.errors import BAD_INPUT, UserError
-
-INTERRUPTED = 130
+import mixtrain_jax
+from mixtrain_jax import process
+from mixtrain_jax.errors import BAD_INPUT, INTERRUPTED, UserError
 
 
 class _Parser(argparse.ArgumentParser):
@@ -40,20 +40,34 @@ def parser(description: str | None, *, config_required: bool = True) -> argparse
 
     Args:
       description: shown by --help, with its line breaks; a module's docstring suits.
-      config_required: whether the command can do nothing without --config.
+      config_required: whether the command can do nothing without a config.
     """
     result = _Parser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    result.set_defaults(config_required=config_required)
     result.add_argument(
         "--config",
-        required=config_required,
         metavar="FILE[:ARGUMENT]",
-        help="config file; --config.FIELD=VALUE changes one of its fields",
+        help="config file or a recipe's name, such as cascade:plain; --config.FIELD=VALUE changes "
+        "one of its fields",
+    )
+    result.add_argument(
+        "--version", action="version", version=f"mixtrain_jax {mixtrain_jax.__version__}"
     )
     return result
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag --data, which `run` turns into fields of the config."""
+    parser.add_argument(
+        "--data",
+        metavar="FOLDER",
+        help="a data set in COCO, VOC or YOLO format: its kind and splits are found out; "
+        "--config.data.FIELD=VALUE wins",
+    )
 
 
 def add_processes(parser: argparse.ArgumentParser) -> None:
@@ -77,27 +91,56 @@ def run(
     """Parses the command line, calls `main`, and exits.
 
     Args:
-      main: gets the flags; `config` among them is the loaded ConfigDict (None without --config).
-        What it returns is the exit code, None meaning 0.
+      main: gets the flags; `config` among them is the ConfigDict that was asked for (None without
+        one) and `origin` says where it came from. What it returns is the exit code, None meaning 0.
       parser: made by `parser`.
       arguments: the command line without the program's name; None takes it from sys.argv.
     """
+    process.prepare_storage()
     try:
         flags, overrides = _split(sys.argv[1:] if arguments is None else arguments)
         if isinstance(parser, _Parser):
             parser.check_flags(flags)
         namespace = parser.parse_intermixed_args(flags)
-        if namespace.config is not None:
-            namespace.config = config.load(namespace.config, overrides)
-        elif overrides:
-            raise UserError(f"--config.{next(iter(overrides))} needs --config, the file it changes")
+        namespace.config, namespace.origin = _config(namespace, overrides)
         code = main(namespace)
     except UserError as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         code = BAD_INPUT
     except KeyboardInterrupt:
         code = INTERRUPTED
+    except Exception as error:
+        from mixtrain_jax.runtime import storage
+
+        if not storage.passes(error):
+            raise
+        print(f"error: a server or a network failed: {storage.reason(error)}", file=sys.stderr)
+        code = BAD_INPUT
     sys.exit(code)
+
+
+def _config(namespace: argparse.Namespace, overrides: dict[str, str]) -> tuple[Any, Any]:
+    """The config that was asked for, and its origin: of --config, or of the run that is named."""
+    # Only now: --help is to answer at once.
+    from mixtrain_jax.config import asked, load, own_data, recipes, saved
+
+    folder = getattr(namespace, "data", None)
+    if namespace.config is not None:
+        return asked.of_file(namespace.config, overrides, folder)
+    for source in (getattr(namespace, "workdir", None), getattr(namespace, "checkpoint", None)):
+        workdir = saved.workdir_of(source) if source else None
+        if workdir is not None:
+            return asked.of_run(workdir, overrides, folder)
+    if folder and not namespace.config_required:
+        overrides = own_data.of_folder(folder, overrides)
+        return load.override_all(recipes.base(), overrides), saved.Origin("", overrides)
+    if folder:
+        raise UserError("--data needs --config, the recipe that is to use it")
+    if overrides:
+        raise UserError(f"--config.{next(iter(overrides))} needs --config, the file it changes")
+    if namespace.config_required:
+        raise UserError("--config=FILE is needed: no run is named whose config could be taken")
+    return None, saved.Origin()
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:

@@ -1,7 +1,8 @@
 """The things that flow through the program: views, batches, targets, detections, the train state.
 
-A file becomes a record, a record becomes views, views of one bucket become a batch, and a step
-maps a train state and a batch to the next state. Every array below has a fixed shape; what is
+Files become a data set, its images become views, views of one bucket become a batch, and a step
+maps a train state and a batch to the next state. An image is what a data set holds; a picture is
+what is drawn for people. Every array below has a fixed shape; what is
 padding is marked by a mask and never guessed from coordinates. Boxes are x1 y1 x2 y2 in continuous
 pixel coordinates of the view they belong to (the left edge of the first pixel is 0, its right edge
 is 1).
@@ -18,17 +19,17 @@ Params = Any  # a nested dictionary of arrays
 
 @flax.struct.dataclass
 class View:
-    """One look at each of B photographs, with the boxes people drew on them.
+    """One view of each of B images, with the boxes people drew on them.
 
     Attributes:
       image: [B, H, W, 3] float32, normalised; zero to the right of and below `size`.
       size: [B, 2] int32, height and width in pixels before padding.
-      matrix: [B, 3, 3] float32, takes homogeneous (x, y, 1) of the original photograph to this
+      matrix: [B, 3, 3] float32, takes homogeneous (x, y, 1) of the original image to this
         view.
       boxes: [B, N, 4] float32, human boxes in pixels of this view.
       labels: [B, N] int32 class of each box, 0-based and contiguous.
       valid: [B, N] bool, False for padding.
-      index: [B] int32, the photograph's row in its data set; -1 for a filler that completes a
+      index: [B] int32, the image's row in its data set; -1 for a filler that completes a
         batch.
     """
 
@@ -48,7 +49,7 @@ class Batch:
     Attributes:
       normal: the half trained on human boxes as they are.
       weak: the mixed half as the teacher sees it; None in plain training.
-      strong: the same photographs, in the same order, as the student sees them; None in plain
+      strong: the same images, in the same order, as the student sees them; None in plain
         training.
     """
 

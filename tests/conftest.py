@@ -1,13 +1,17 @@
 """Settings all tests share: JAX on the CPU with a compilation cache, and skips that can fail."""
 
+import ctypes
+import gc
 import os
 import pathlib
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from importlib.metadata import version
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["EPATH_USE_TF"] = "false"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
 os.environ.setdefault(
@@ -16,10 +20,22 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES", "none")
 
-# Compiling takes most of the tests' time; what is compiled runs for moments.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+# Compiling takes most of the tests' time; what is compiled runs for moments. MIXTRAIN_AS_USERS=1,
+# as `make test` sets it for golden tests and commands, compiles as users have it.
+os.environ.setdefault("XLA_FLAGS", "")
+if os.environ.get("MIXTRAIN_AS_USERS") != "1":
+    os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+    if version("jax").startswith("0.10."):  # later ones end at this flag: they have no other way
+        os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 import pytest
+
+# Files that take a worker minutes come first, so that no worker waits for one of them at the end.
+LONG = ("faults", "processes", "step", "hosts", "api", "experiment", "audit")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)
 
 
 def no_skips(report):
@@ -41,6 +57,18 @@ def pytest_make_collect_report(collector):
     return no_skips((yield))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs_are_dropped():
+    """Keeps the memory of a worker bounded: what a file's tests compiled goes with them."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory) -> pathlib.Path:
     """A folder with fourteen generated pictures to train on and six for evaluation."""
@@ -49,6 +77,24 @@ def shapes(tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("shapes")
     make_shapes.make(folder, train=14, val=6, size=64, seed=0, drop=0, shift=0, swap=0)
     return folder
+
+
+@pytest.fixture(scope="session")
+def _bucket():
+    """The bucket of all tests; they take names of their own."""
+    from tests.bucket import Bucket
+
+    bucket = Bucket()
+    os.environ.update(bucket.environment)  # also for commands in processes of their own
+    yield bucket
+    bucket.close()
+
+
+@pytest.fixture
+def bucket(_bucket):
+    """gs://bucket on loopback, without faults at first."""
+    _bucket.faults.clear()
+    return _bucket
 
 
 @pytest.fixture

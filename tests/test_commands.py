@@ -1,8 +1,9 @@
-"""The three commands from files to files: train, stop, go on, evaluate, predict."""
+"""The three commands from files to files: train, stop, resume, evaluate, predict."""
 
 import argparse
 import json
 import pathlib
+import re
 
 import jax
 import numpy as np
@@ -10,21 +11,27 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from configs import common
 from mixtrain_jax import cli, evaluate, predict, train
-from mixtrain_jax import config as configs
-from mixtrain_jax.data import sources
+from mixtrain_jax.config import load as configs
+from mixtrain_jax.config import saved
+from mixtrain_jax.config.resolve import resolve
+from mixtrain_jax.data.sources.load import load_dataset
+from mixtrain_jax.errors import STOPPED, UserError
 from mixtrain_jax.evaluation import coco
-from mixtrain_jax.runtime import checkpoint, parallel, signals
-from tests import tiny
+from mixtrain_jax.models import detector
+from mixtrain_jax.runtime import checkpoint, parallel
+from mixtrain_jax.training import validation, warm_start
+from tests import harness, tiny
 from tests.tiny import STEPS
+
+pytestmark = pytest.mark.command
 
 
 @pytest.fixture(scope="module")
 def finished(shapes, tmp_path_factory):
     """A run from start to end."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    assert tiny.run(tiny.get_config(shapes), workdir) == 0
+    assert harness.run(tiny.get_config(shapes), workdir) == 0
     return workdir
 
 
@@ -34,51 +41,77 @@ def test_workdir_of_a_finished_run(finished):
     assert all(np.isfinite(line["loss"]) for line in lines if "loss" in line)
     assert any("val_student/AP" in line for line in lines)
     assert (finished / "pictures" / f"train_{STEPS:07d}.png").stat().st_size > 1000
-    assert configs.read(finished / "config.json").steps == STEPS
+    assert saved.read(finished).resolved.steps == STEPS
+    page = (finished / "report.html").read_text()
+    assert f"6 of {STEPS}" in page and f"pictures/train_{STEPS:07d}.png" in page
+    assert "What the teacher did" in page and "Average precision" in page
     assert {p.name for p in (finished / "checkpoints").iterdir() if p.is_dir()} == {"3", "6"}
 
 
+def test_every_logged_name_is_explained_and_no_other(finished):
+    """The tables of docs/metrics.md against what the run wrote."""
+    text = (configs.ROOT / "docs" / "metrics.md").read_text()
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    explained = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
+    lines = (finished / "metrics.jsonl").read_text().splitlines()
+    written = {name for line in lines for name in json.loads(line)} - {"step", "time"}
+    # With eval.weights="both", and with mend_normal: tests/training and tests/mixtraining.
+    written |= {name.replace("val_student", "val_teacher") for name in written}
+    assert explained == written | {"boxes/missing_normal"}
+
+
+def test_training_without_val(shapes, tmp_path, capsys):
+    config = tiny.get_config(shapes, data__val__annotations="", data__val__images="")
+    assert harness.run(config, tmp_path) == 0
+    said = capsys.readouterr().out
+    assert "no val split (config.data.val): no evaluation" in said and "AP50" not in said
+    lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert not [name for line in lines for name in line if name.startswith("val_")]
+    assert saved.read(tmp_path).resolved.steps == STEPS
+
+
 @pytest.mark.parametrize("after", [1, 4])
-def test_a_stopped_run_goes_on_bit_by_bit(finished, shapes, tmp_path, after, capsys):
-    stop = tiny.StopAfter(after)
-    assert tiny.run(tiny.get_config(shapes), tmp_path, stop) == signals.STOPPED
+def test_a_stopped_run_resumes_bit_by_bit(finished, shapes, tmp_path, after, capsys):
+    stop = harness.StopAfter(after)
+    assert harness.run(tiny.get_config(shapes), tmp_path, stop) == STOPPED
     assert f"saved after step {after};" in capsys.readouterr().out
-    assert tiny.run(tiny.get_config(shapes), tmp_path) == 0
-    assert f"going on after step {after}" in capsys.readouterr().out
-    whole, resumed = tiny.saved(finished, STEPS), tiny.saved(tmp_path, STEPS)
+    assert harness.run(tiny.get_config(shapes), tmp_path) == 0
+    assert f"resuming after step {after}" in capsys.readouterr().out
+    whole, resumed = harness.saved(finished, STEPS), harness.saved(tmp_path, STEPS)
     assert whole.keys() == resumed.keys()
     for name, value in whole.items():
         np.testing.assert_array_equal(resumed[name], value, err_msg=name)
-    assert tiny.logged(tmp_path)[STEPS] == tiny.logged(finished)[STEPS]
+    assert harness.logged(tmp_path)[STEPS] == harness.logged(finished)[STEPS]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("word", ["", "plain", "strong", "random", "released", *common.ABLATIONS])
-def test_each_row_of_the_ablation_table_trains(shapes, tmp_path, word):
-    config = common.variants(tiny.get_config(shapes, steps=20, log__every=1), word)
-    assert tiny.run(config, tmp_path) == 0
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if "loss" in line]
-    assert len(steps) == 20
-    for line in steps:
-        assert line["update/bad"] == 0
-        assert np.isfinite(line["loss"])
-        assert ("mixed/rpn_objectness" in line) == config.mixtraining.enabled
-    if config.mixtraining.enabled:  # a fresh teacher is sure of nothing
-        dropped, human = (
-            sum(line[f"boxes/{name}"] for line in steps) for name in ("dropped", "human")
-        )
-        assert dropped == human > 0
+def test_patience_ends_a_run_however_often_it_is_started(shapes, tmp_path, monkeypatch, capsys):
+    found = iter([0.3, 0.3])  # after steps 2 and 4
+
+    def scored(*_):
+        return dict.fromkeys(coco.KEYS, next(found)) | {"per_class": {}}, []
+
+    monkeypatch.setattr(validation.detect, "evaluate", scored)
+    patient = tiny.get_config(shapes, eval__every=2, eval__patience=1)
+    assert harness.run(patient, tmp_path, harness.StopAfter(3)) == STOPPED
+    assert harness.run(patient, tmp_path) == 0
+    assert "training ends after step 4: 1 evaluations in a row" in capsys.readouterr().out
+    assert harness.run(patient, tmp_path) == 0
+    assert "training is finished, 4 of 6 steps are done: 1 eval" in capsys.readouterr().out
 
 
 def test_a_finished_run_says_so(finished, shapes, capsys):
-    assert tiny.run(tiny.get_config(shapes), finished) == 0
+    assert harness.run(tiny.get_config(shapes), finished) == 0
     assert "training is finished, 6 of 6 steps" in capsys.readouterr().out
 
 
 def flags(shapes, workdir, **more):
     values = dict(
-        config=tiny.get_config(shapes), workdir=str(workdir), checkpoint=None, output=None
+        config=tiny.get_config(shapes),
+        workdir=str(workdir),
+        checkpoint=None,
+        output=None,
+        split="val",
+        page=False,
     )
     processes = dict.fromkeys(["coordinator", "processes", "process"])
     return argparse.Namespace(**values | processes | more)
@@ -98,6 +131,23 @@ def test_evaluate_writes_what_pycocotools_confirms(finished, shapes, tmp_path, c
     np.testing.assert_allclose([metrics[key] for key in coco.KEYS], scorer.stats, atol=1e-12)
 
 
+def test_the_test_split_is_evaluated_like_val(finished, shapes, tmp_path):
+    config = tiny.get_config(shapes, data__test__annotations=shapes / "annotations" / "val.json",
+                             data__test__images=shapes / "val")  # fmt: skip
+    for split, name in (("val", ""), ("test", "_test")):
+        output = str(tmp_path / f"detections{name}.json")
+        page = split == "test"
+        evaluate.main(flags(shapes, finished, config=config, output=output, split=split, page=page))
+    for name in ("metrics", "detections"):
+        found = (tmp_path / f"{name}_test.json").read_text()
+        assert found == (tmp_path / f"{name}.json").read_text()
+    page = (tmp_path / "errors.html").read_text()
+    assert "Errors on test" in page and "step 6, student weights" in page
+    assert len(list((tmp_path / "worst").glob("*.jpg"))) > 0
+    with pytest.raises(UserError, match=r"there is no test split: set config.data.test"):
+        evaluate.main(flags(shapes, finished, split="test"))
+
+
 def test_detections_do_not_depend_on_batch_size_or_bucket(finished, shapes, tmp_path):
     outputs = []
     for name, changes in (
@@ -107,7 +157,7 @@ def test_detections_do_not_depend_on_batch_size_or_bucket(finished, shapes, tmp_
         config = tiny.get_config(shapes, **changes)
         outputs.append(tmp_path / name / "detections.json")
         evaluate.main(flags(shapes, finished, config=config, output=str(outputs[-1])))
-    tiny.assert_same_detections(*outputs)
+    harness.assert_same_detections(*outputs)
 
 
 def test_predict_writes_pictures_and_json(finished, shapes, tmp_path):
@@ -120,6 +170,8 @@ def test_predict_writes_pictures_and_json(finished, shapes, tmp_path):
         threshold=0.05,
         output=str(tmp_path),
         images=images,
+        save_as="png",
+        format="json",
     )
     predict.main(arguments)
     report = json.loads((tmp_path / "detections.json").read_text())
@@ -132,12 +184,10 @@ def test_predict_writes_pictures_and_json(finished, shapes, tmp_path):
 
 
 def test_init_from_takes_what_fits_and_says_what_not(finished, shapes, tmp_path, capsys):
-    config = tiny.get_config(shapes)
-    train.complete(config, sources.load(config.data, "train"))
-    config.model.num_classes += 1
-    config.init_from = str(finished)
-    model = train.detector.build(config.model)
-    params = train.initial_parameters(model, config)
+    asked = tiny.get_config(shapes)
+    classes = len(load_dataset(asked.data, "train").categories)
+    model = detector.build(resolve(asked, classes=classes + 1).model)
+    params = warm_start.initial_parameters(model, seed=0, init_from=str(finished))
     said = capsys.readouterr().out
     assert "as initialised: roi_head/head0/logits\n" in said
     loaded, _ = checkpoint.load_weights(finished)
@@ -145,14 +195,6 @@ def test_init_from_takes_what_fits_and_says_what_not(finished, shapes, tmp_path,
         params["backbone"]["stem"]["conv"]["kernel"], loaded["backbone"]["stem"]["conv"]["kernel"]
     )
     del tmp_path
-
-
-def test_nan_losses_stop_training_with_the_images_named(shapes, tmp_path, capsys):
-    config = tiny.get_config(shapes, max_bad_steps=2, optimizer__learning_rate=float("inf"))
-    config.optimizer.warmup_steps = 0
-    with pytest.raises(train.UserError, match=r"number 2 in a row.*"):
-        tiny.run(config, tmp_path)
-    del capsys
 
 
 @pytest.mark.parametrize(

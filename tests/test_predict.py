@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mixtrain_jax import cli, evaluate, predict
-from mixtrain_jax import config as configs
-from mixtrain_jax.evaluation import detect
+from mixtrain_jax import cli
+from mixtrain_jax import predict as command
+from mixtrain_jax.config import load as configs
+from mixtrain_jax.data.sources import plain_images
+from mixtrain_jax.errors import UserError
+from mixtrain_jax.evaluation import detect, evaluate, predict
 from mixtrain_jax.models import detector
 from mixtrain_jax.runtime import checkpoint
-from mixtrain_jax.runtime.errors import UserError
 from mixtrain_jax.types import TrainState
 from tests.mixtraining import small
 
@@ -31,7 +33,7 @@ def unnamed(tmp_path_factory):
 
 @pytest.fixture
 def config(monkeypatch):
-    """What --config loads: the small detector, which takes pictures no wider or higher than 64."""
+    """What --config loads: the small detector, which takes images no wider or higher than 64."""
     config = small.config()
     config.model.num_classes = None
     config.data.val.update(scale=(128, 64), buckets=((64, 64),), annotations="nowhere.json")
@@ -42,7 +44,7 @@ def config(monkeypatch):
 @pytest.fixture
 def uncompiled(monkeypatch):
     """Fails when the detector is asked for."""
-    monkeypatch.setattr(detect, "predictor", lambda _: pytest.fail("came as far as compiling"))
+    monkeypatch.setattr(detect, "predictor", lambda *_: pytest.fail("came as far as compiling"))
 
 
 def picture(path, height=48, width=48, value=128):
@@ -54,7 +56,7 @@ def picture(path, height=48, width=48, value=128):
 def run(weights, output, *images):
     flags = "--config=x", f"--checkpoint={weights}", f"--output={output}", "--threshold=0"
     with pytest.raises(SystemExit) as end:
-        cli.run(predict.main, predict.parse(), [*flags, *map(str, images)])
+        cli.run(command.main, command.parse(), [*flags, *map(str, images)])
     return end.value.code or 0
 
 
@@ -67,9 +69,10 @@ def test_every_image_that_can_be_used_is_written(unnamed, tmp_path, capsys):
     output = tmp_path / "out"
     assert run(unnamed, output, damaged, light, wide, dark) == cli.BAD_INPUT
     error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert f"2 of 4 images could not be used: {damaged} (UnidentifiedImageError" in error
-    assert f"{wide} (a picture resized to height 32 and width 128 fits in none of" in error
+    line = error[error.index("error: ") :]
+    assert line.count("\n") == 1
+    assert f"2 of 4 images could not be used and were skipped: {damaged} (not an image" in line
+    assert f"{wide} (an image resized to height 32 and width 128 fits in none of" in line
 
     assert {p.name for p in output.iterdir()} == {"x.png", "x_2.png", "detections.json"}
     first, second = (np.mean(Image.open(output / name)) for name in ("x.png", "x_2.png"))
@@ -104,32 +107,92 @@ def test_bad_paths_are_refused_before_anything_is_compiled(unnamed, tmp_path, ca
 
 def test_numbered_names_avoid_each_other(tmp_path):
     images = [
-        picture(tmp_path / folder / name)
+        str(picture(tmp_path / folder / name))
         for folder, name in [("a", "x.png"), ("a", "x_2.png"), ("b", "x.jpg"), ("c", "x.jpg")]
     ]
-    targets = predict.plan(images, tmp_path)
-    assert [path.name for path in targets] == ["x.png", "x_2.png", "x_3.png", "x_4.png"]
-    assert list(targets.values()) == images
+    stems = plain_images.find(images)
+    targets = predict.choose_outputs(stems, tmp_path, "png")
+    assert list(targets) == images
+    assert [p.name for p in targets.values()] == ["x.png", "x_2.png", "x_3.png", "x_4.png"]
+    assert predict.choose_outputs(stems, tmp_path, "none") == {}
+
+
+def test_folders_and_patterns_are_looked_through(tmp_path):
+    below = picture(tmp_path / "in" / "a.png"), picture(tmp_path / "in" / "deep" / "a.jpg")
+    (tmp_path / "in" / "notes.txt").write_text("no image")
+    picture(tmp_path / "in" / "out" / "a.png")  # of an earlier call
+    stems = plain_images.find([str(tmp_path / "in")], without=tmp_path / "in" / "out")
+    assert stems == {str(below[0]): "a", str(below[1]): "deep/a"}
+    pattern = str(tmp_path / "**" / "*.jpg")
+    assert plain_images.find([str(below[1]), pattern]) == {str(below[1]): "a"}
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no image files in .*empty"):
+        plain_images.find([str(tmp_path / "empty")])
+
+
+def test_a_folder_goes_through_in_batches_to_yolo_and_coco_files(unnamed, config, tmp_path, capsys):
+    config.eval.batch_size = 2
+    shapes = (48, 48), (40, 40), (52, 52), (20, 20), (64, 64)  # two batches and a half
+    for number, (height, width) in enumerate(shapes):
+        picture(tmp_path / "in" / f"{number}.png", height, width, 50 * number)
+    jpg = "--format=yolo", "--save_as=jpg"
+    assert run(unnamed, tmp_path / "yolo", tmp_path / "in", *jpg) == 0
+    said = capsys.readouterr()
+    assert "images are seen with a short side of 64 pixels" in said.out
+    assert "5 images, " in said.out and "images/s" in said.out
+    assert run(unnamed, tmp_path / "coco", tmp_path / "in", "--format=coco", "--save_as=none") == 0
+    assert {p.name for p in (tmp_path / "coco").iterdir()} == {
+        "detections.json",
+        "detections_coco.json",
+    }
+    assert {p.name for p in (tmp_path / "yolo").glob("*.jpg")} == {f"{n}.jpg" for n in range(5)}
+    report = json.loads((tmp_path / "yolo" / "detections.json").read_text())
+    again = json.loads((tmp_path / "coco" / "detections.json").read_text())
+    assert [entry["image"] for entry in report] == sorted(map(str, (tmp_path / "in").iterdir()))
+    coco = json.loads((tmp_path / "coco" / "detections_coco.json").read_text())
+    for number, (entry, twin, size) in enumerate(zip(report, again, shapes, strict=True)):
+        assert (entry["height"], entry["width"]) == size
+        boxes = np.array([found["box"] for found in entry["detections"]])
+        np.testing.assert_allclose(boxes, [f["box"] for f in twin["detections"]], atol=0.02)
+        mine = [each for each in coco["annotations"] if each["image_id"] == number + 1]
+        wide = boxes[:, 2:] - boxes[:, :2]
+        expected = np.concatenate([boxes[:, :2], wide], axis=1)
+        np.testing.assert_allclose([each["bbox"] for each in mine], expected, atol=0.03)
+        lines = (tmp_path / "yolo" / "labels" / f"{number}.txt").read_text().splitlines()
+        numbers = np.array([line.split() for line in lines], float)
+        centre = numbers[:, 1:3] * size[::-1]
+        np.testing.assert_allclose(centre, (boxes[:, :2] + boxes[:, 2:]) / 2, atol=0.02)
+        np.testing.assert_allclose(numbers[:, 3:5] * size[::-1], wide, atol=0.02)
+        assert [int(n) + 1 for n in numbers[:, 0]] == [
+            each["category_id"] for each in entry["detections"]
+        ]
+
+
+def test_a_source_is_asked_for(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.run(command.main, command.parse(), ["--config=quickstart", f"--output={tmp_path}", "x"])
+    assert end.value.code == cli.BAD_INPUT
+    assert "--workdir=DIR" in capsys.readouterr().err
 
 
 def test_class_names_are_the_checkpoints_or_the_annotations_or_numbers(config, tmp_path):
     trained = [{"id": i, "name": f"own {i}"} for i in range(3)]
     numbered = [{"id": i, "name": f"class {i}"} for i in (1, 2, 3)]
-    assert predict.name_classes(3, {}, config) == numbered
+    assert predict.name_classes(3, {}, config.data) == numbered
     file = tmp_path / "val.json"
     config.data.val.annotations = str(file)
     file.write_text(json.dumps({"categories": [c | {"x": 0} for c in reversed(CATEGORIES)]}))
-    assert predict.name_classes(3, {}, config) == CATEGORIES
-    assert predict.name_classes(3, {"categories": trained}, config) == trained
-    assert predict.name_classes(2, {}, config) == numbered[:2]
+    assert predict.name_classes(3, {}, config.data) == CATEGORIES
+    assert predict.name_classes(3, {"categories": trained}, config.data) == trained
+    assert predict.name_classes(2, {}, config.data) == numbered[:2]
     file.write_text("[]")
     with pytest.raises(UserError, match=r"val.json lists no categories"):
-        predict.name_classes(3, {}, config)
+        predict.name_classes(3, {}, config.data)
 
 
 def test_only_a_detector_has_classes():
     with pytest.raises(UserError, match="weights/fpn is no detector"):
-        predict.class_count("weights/fpn", {"fpn": {}})
+        predict.class_count(detect.Weights("weights/fpn", "student", {"fpn": {}}, {}))
 
 
 def test_a_runs_best_checkpoint_can_be_chosen(tmp_path):
@@ -140,7 +203,7 @@ def test_a_runs_best_checkpoint_can_be_chosen(tmp_path):
         checkpoints.save(step, state, {}, {"AP": ap})
     checkpoints.close()
     for source, step in ((f"{tmp_path}:best", 1), (str(tmp_path), 2)):
-        params, meta = detect.load_weights(source, "student")
+        params, meta = checkpoint.load_weights(source, "student")
         assert params["a"].tolist() == [step, step]
         assert meta["step"] == step
 

@@ -6,10 +6,12 @@ import signal
 import numpy as np
 import pytest
 
-from mixtrain_jax import evaluate, train
-from mixtrain_jax.runtime import parallel, signals
-from mixtrain_jax.runtime.errors import BAD_INPUT, UserError
-from tests import tiny
+from mixtrain_jax.errors import BAD_INPUT, LOST, STOPPED, UserError
+from mixtrain_jax.evaluation.detect import read_weights
+from mixtrain_jax.evaluation.evaluate import evaluate
+from mixtrain_jax.runtime import checkpoint, orbax_files, parallel
+from mixtrain_jax.runtime.lock import lock
+from tests import harness, tiny
 
 pytestmark = pytest.mark.multidevice
 
@@ -22,7 +24,7 @@ CHANGES = dict(batch_size=8, steps=1000, log__every=1, checkpoint__every=2, chec
 def stopped(shapes, tmp_path_factory):
     """A run of two processes, one of which got SIGTERM: the run and its workdir."""
     workdir = tmp_path_factory.mktemp("pair") / "run"
-    run = tiny.Command("train", shapes, workdir, **PAIR, **CHANGES)
+    run = harness.Command("train", shapes, workdir, **PAIR, **CHANGES)
     run.wait_for(f"step {COMPARED + 1:4}/")
     run.signal(signal.SIGTERM, process=1)
     return run, workdir, run.codes()
@@ -32,29 +34,29 @@ def stopped(shapes, tmp_path_factory):
 def alone(shapes, tmp_path_factory):
     """The workdir of the same training in one process on one device, stopped after a few steps."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
-    stop = tiny.StopAfter(COMPARED)
-    assert tiny.run(tiny.get_config(shapes, **CHANGES), workdir, stop) == signals.STOPPED
+    stop = harness.StopAfter(COMPARED)
+    assert harness.run(tiny.get_config(shapes, **CHANGES), workdir, stop) == STOPPED
     return workdir
 
 
 def test_a_signal_to_one_process_stops_all_after_the_same_step(stopped):
     run, workdir, codes = stopped
-    assert codes == [signals.STOPPED] * 2
+    assert codes == [STOPPED] * 2
     said = run.said().splitlines()
     step = max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.is_dir())
     assert step > COMPARED
-    assert said[-1] == f"{workdir}: asked to stop, saved after step {step}; start again to go on"
-    assert max(tiny.logged(workdir)) == step
+    assert said[-1] == f"{workdir}: asked to stop, saved after step {step}; start again to resume"
+    assert max(harness.logged(workdir)) == step
     assert "step" not in run.said(process=1)  # the first alone prints
     assert not (workdir / "lock").exists()
 
 
 def test_two_processes_take_the_steps_of_one(stopped, alone):
     _, workdir, _ = stopped
-    ours, theirs = tiny.logged(workdir), tiny.logged(alone)
+    ours, theirs = harness.logged(workdir), harness.logged(alone)
     for step in range(1, COMPARED + 1):
         np.testing.assert_allclose(ours[step], theirs[step], rtol=1e-4, err_msg=f"step {step}")
-    ours, theirs = tiny.saved(workdir, COMPARED), tiny.saved(alone, COMPARED)
+    ours, theirs = harness.saved(workdir, COMPARED), harness.saved(alone, COMPARED)
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         scale = max(1e-3, np.abs(value).max())
@@ -62,36 +64,44 @@ def test_two_processes_take_the_steps_of_one(stopped, alone):
 
 
 def test_evaluation_in_two_processes_finds_what_one_finds(shapes, alone, tmp_path):
-    pair = tiny.Command(
+    pair = harness.Command(
         "evaluate", shapes, tmp_path / "run", f"--checkpoint={alone}", **PAIR, **CHANGES
     )
     config = tiny.get_config(shapes, **CHANGES)
-    evaluate.evaluate(config, str(alone), "student", tmp_path / "detections.json")
+    evaluate(config, read_weights(str(alone), "student"), tmp_path / "detections.json")
     assert pair.codes() == [0, 0], pair.said()
-    tiny.assert_same_detections(tmp_path / "detections.json", tmp_path / "run" / "detections.json")
+    harness.assert_same_detections(
+        tmp_path / "detections.json", tmp_path / "run" / "detections.json"
+    )
     assert "AP50" in pair.said() and "AP50" not in pair.said(process=1)
 
 
 @pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_when_a_process_is_killed_the_others_end(shapes, stopped, victim):
     _, workdir, _ = stopped
-    run = tiny.Command("train", shapes, workdir, **PAIR, **CHANGES)
-    run.wait_for("going on after step")
+    run = harness.Command("train", shapes, workdir, **PAIR, **CHANGES)
+    run.wait_for("resuming after step")
     run.wait_for("\nstep ")
     run.signal(signal.SIGKILL, process=victim)
     codes = run.codes(seconds=2 * parallel.SILENCE)
     assert codes.pop(victim) == -signal.SIGKILL
     # JAX aborts a process when it hears of a death before the process's own work fails of it.
-    assert codes[0] in (parallel.LOST, -signal.SIGABRT)
+    assert codes[0] in (LOST, -signal.SIGABRT)
+    # It is told by the step's own failure, by JAX, or by the watch, whichever notices first.
     said = run.said(1 - victim)
-    assert "error: another process of this run is gone" in said or "another task died" in said
+    told = ("error: another process of this run is gone", "another task died", "has said nothing")
+    assert any(line in said for line in told)
+    steps = orbax_files.finished_steps(workdir / "checkpoints")
+    assert checkpoint.load_weights(workdir)[1]["step"] == steps[-1]
 
 
 def test_what_the_first_process_refuses_ends_all(shapes, tmp_path):
     workdir = tmp_path / "run"
-    with train.lock(workdir):
-        run = tiny.Command("train", shapes, workdir, **PAIR, **CHANGES)
+    with lock(workdir):
+        run = harness.Command("train", shapes, workdir, **PAIR, **CHANGES)
+        held = (workdir / "lock").read_bytes()
         assert run.codes() == [BAD_INPUT] * 2
+        assert (workdir / "lock").read_bytes() == held and len(list(workdir.iterdir())) == 1
     for process in range(2):
         lines = [line for line in run.said(process).splitlines() if line.startswith("error:")]
         assert len(lines) == 1
@@ -130,5 +140,8 @@ def test_a_slurm_step_joins_its_processes(monkeypatch):
     )
     monkeypatch.setattr(parallel.jax.config, "update", lambda name, value: None)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "1(x4)")
+    monkeypatch.setenv("SLURM_LOCALID", "0")
+    monkeypatch.setattr(parallel.hosts, "start_watch", lambda: None)
     parallel.start()
     assert [how["cluster_detection_method"] for how in joined] == ["slurm"]

@@ -5,8 +5,9 @@ python tools/benchmark.py --cases=cascade_mixed,ops --json=found.json
 python tools/benchmark.py --cases=cascade_mixed --batch=32 --profile=traces
 
 Cases: swin, cascade, faster_r50 (forward and inference); cascade_plain, cascade_mixed,
-faster_r50_plain (training steps); ops (each operation alone); input, padding, scoring, start (the
-host's work; these need TensorFlow, and input OpenCV); torch (torchvision, where it is installed).
+faster_r50_plain (training steps); ops (each operation alone); input, padding, scoring, start,
+annotations (the host's work; these need TensorFlow, and input OpenCV); torch (torchvision, where it
+is installed). Only when asked for: objects365 (annotations of that size; 8 GB of disk).
 Each runs in a process of its own. On CPU models compute in float32 at the sizes of
 docs/benchmarks.md; on accelerators in bfloat16 at 800x1344, and where no --batch is given training
 takes the largest of a few batches that fits.
@@ -28,12 +29,13 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # of a pla
 
 import jax
 
+from mixtrain_jax.errors import UserError
 from mixtrain_jax.runtime import memory, parallel
-from mixtrain_jax.runtime.errors import UserError
 from tools.benchmarks import measure, models, ops
 
-HOST = ("input", "padding", "scoring", "start")
+HOST = ("input", "padding", "scoring", "start", "annotations")
 ALL = (*models.CASES, "ops", *HOST, "torch")
+ASKED = ("objects365",)  # large, and not run otherwise
 BATCHES = (128, 96, 64, 48, 32, 24, 16, 8, 4, 2)  # tried on accelerators, until one fits
 
 # Of each kind of table: head, key of a row, format.
@@ -62,9 +64,9 @@ COLUMNS = {
         ("most", "high_ms", ".2f"),
         ("runs", "runs", ""),
     ],
-    "seconds": [("s", "median", ".1f")],
+    "seconds": [("s", "median", ".1f"), ("GB more", "grown_gb", ".2f")],
     "input": [
-        ("photographs/s", "per_second", ".1f"),
+        ("images/s", "per_second", ".1f"),
         ("a core", "per_core_second", ".1f"),
         ("times OpenCV's a core", "ratio", ".2f"),
         ("runs", "runs", ""),
@@ -86,9 +88,11 @@ def main() -> int:
         return 0
     here = in_own_process("machine", flags)
     cases = flags.cases.split(",") if flags.cases else default_cases(here["accelerator"])
-    strangers = [case for case in cases if case not in ALL]
+    strangers = [case for case in cases if case not in ALL + ASKED]
     if strangers:
-        print(f"error: no case {strangers[0]}; choose from {', '.join(ALL)}", file=sys.stderr)
+        print(
+            f"error: no case {strangers[0]}; choose from {', '.join(ALL + ASKED)}", file=sys.stderr
+        )
         return 2
     print(here["machine"], flush=True)
     tables: dict[str, list[measure.Row]] = {}
@@ -110,7 +114,8 @@ def main() -> int:
 def default_cases(accelerator: bool) -> list[str]:
     """Everything that this machine has what it takes for."""
     needs = {"input": ("tensorflow", "cv2"), "start": ("tensorflow",), "padding": ("tensorflow",)}
-    needs |= {"torch": ("torchvision",), "scoring": ("pycocotools", "tensorflow")}
+    needs |= {"annotations": ("tensorflow",)}
+    needs |= {"torch": ("torchvision",), "scoring": ("pycocotools", "faster_coco_eval")}
     found = [case for case in ALL if all(importlib.util.find_spec(n) for n in needs.get(case, ()))]
     return found if accelerator else [case for case in found if case != "torch"]
 
@@ -163,6 +168,12 @@ def run(case: str, flags: argparse.Namespace) -> dict[str, Any]:
         step, *rows = against_torch.run(flags.batch, flags.seconds)
         step["per_second"] = step["batch"] / step["median"]
         return {"models": [step], "milliseconds": _in_milliseconds(rows)}
+    if case in ("annotations", "objects365"):
+        from tools.benchmarks import annotations
+
+        if case == "objects365":
+            return {"seconds": annotations.run(1_700_000, 26_000_000)}
+        return {"seconds": annotations.run(100_000, 1_500_000) + annotations.run_plan(50_000)}
     from tools.benchmarks import host
 
     kind = {"input": "input", "padding": "padding"}.get(case, "seconds")

@@ -27,10 +27,10 @@ from etils import epath
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # of a plain checkout
 
 from mixtrain_jax import cli
-from mixtrain_jax.data import sources
+from mixtrain_jax.data.sources.load import val_categories
+from mixtrain_jax.errors import UserError
 from mixtrain_jax.models import detector, torch_names
 from mixtrain_jax.runtime import checkpoint
-from mixtrain_jax.runtime.errors import UserError
 from mixtrain_jax.types import Params
 
 State = dict[str, np.ndarray]  # arrays by PyTorch's names, or by our paths
@@ -265,7 +265,7 @@ def explain(source: str, problems: list[Entry]) -> str:
 def name_classes(config: Any) -> list[dict[str, Any]] | None:
     """Categories for the checkpoint: those of the config's annotations, or COCO's, if they fit."""
     count = config.model.num_classes
-    named = sources.val_categories(config.data)
+    named = val_categories(config.data)
     if len(named) == count:
         return named
     names = [name.replace("_", " ") for name in COCO_NAMES.split()]

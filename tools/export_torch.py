@@ -15,9 +15,9 @@ from etils import epath
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # of a plain checkout
 
 from mixtrain_jax import cli
+from mixtrain_jax.errors import UserError
 from mixtrain_jax.models import swin, torch_names
 from mixtrain_jax.runtime import checkpoint
-from mixtrain_jax.runtime.errors import UserError
 from mixtrain_jax.types import Params
 
 

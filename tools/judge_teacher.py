@@ -4,7 +4,7 @@ python tools/judge_teacher.py --config=configs/quickstart.py --checkpoint=runs/m
   --config.data.train.annotations=damaged/annotations/train.json \
   --clean=damaged/annotations/train_clean.json
 
-Shows the teacher photographs as training does, and prints which human boxes it keeps, replaces and
+Shows the teacher images as training does, and prints which human boxes it keeps, replaces and
 drops, how many of its found boxes were truly missing, and whether replaced boxes were drawn better.
 """
 
@@ -18,18 +18,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # of a plain checkout
 
-from mixtrain_jax import cli
-from mixtrain_jax.data import batches, coco, sources
+from mixtrain_jax import cli, process
+from mixtrain_jax.config import load
+from mixtrain_jax.config.resolve import resolve
+from mixtrain_jax.data.input import batches
+from mixtrain_jax.data.sources import coco
+from mixtrain_jax.data.sources.load import complete, load_dataset
+from mixtrain_jax.errors import UserError
 from mixtrain_jax.evaluation import detect
+from mixtrain_jax.mixtraining import mending
 from mixtrain_jax.mixtraining import step as stepping
-from mixtrain_jax.mixtraining.targets import Fate
+from mixtrain_jax.mixtraining.targets import BoxAssignment
 from mixtrain_jax.models import detector
 from mixtrain_jax.ops import boxes as box_ops
-from mixtrain_jax.runtime import parallel
-from mixtrain_jax.runtime.errors import UserError
+from mixtrain_jax.runtime import checkpoint, parallel
+from mixtrain_jax.types import Batch
 
 Boxes = tuple[Any, Any]  # numpy: boxes [n, 4] and labels [n]
 
@@ -39,11 +46,13 @@ WELL_DRAWN = 0.75  # IoU with the truth of a box that needs no mending
 
 @dataclasses.dataclass
 class Tally:
-    """Counts over photographs; `before` and `after` sum IoU with the truth of replaced boxes."""
+    """Counts over images; `before` and `after` sum IoU with the truth of replaced boxes."""
 
+    images: int = 0
     human: int = 0
     kept: int = 0
     dropped: int = 0
+    dropped_rightly: int = 0
     replaced: int = 0
     badly_drawn: int = 0
     replaced_badly_drawn: int = 0
@@ -54,30 +63,50 @@ class Tally:
     found_rightly: int = 0
     unlabelled_found: int = 0
 
-    def add(self, human: Boxes, pseudo: Boxes, fate: Fate, truth: Boxes) -> None:
-        """Counts one photograph; all boxes are in pixels of its strong view."""
+    def add(self, human: Boxes, pseudo: Boxes, assignment: BoxAssignment, truth: Boxes) -> None:
+        """Counts one image; all boxes are in pixels of its strong view."""
         drawn = _overlap(human, truth).max(axis=1, initial=0)
         badly = drawn < WELL_DRAWN
+        self.images += 1
         self.human += len(drawn)
-        self.kept += int(fate.kept.sum())
-        self.dropped += int(fate.dropped.sum())
-        self.replaced += int(fate.replaced.sum())
+        self.kept += int(assignment.kept.sum())
+        self.dropped += int(assignment.dropped.sum())
+        self.dropped_rightly += int((assignment.dropped & (drawn < SAME)).sum())
+        self.replaced += int(assignment.replaced.sum())
         self.badly_drawn += int(badly.sum())
-        self.replaced_badly_drawn += int((badly & fate.replaced).sum())
+        self.replaced_badly_drawn += int((badly & assignment.replaced).sum())
 
         mended = _overlap(pseudo, truth).max(axis=1, initial=0)
-        stands_in = _iou(human[0], pseudo[0]) * fate.mending
+        stands_in = _iou(human[0], pseudo[0]) * assignment.mending
         if stands_in.size:
             chosen = stands_in.argmax(axis=1)
-            self.before += float(drawn[fate.replaced].sum())
-            self.after += float(mended[chosen][fate.replaced].sum())
+            self.before += float(drawn[assignment.replaced].sum())
+            self.after += float(mended[chosen][assignment.replaced].sum())
 
         unlabelled = _iou(truth[0], human[0]).max(axis=1, initial=0) < SAME
-        hits = (_overlap(pseudo, truth) >= SAME) & fate.missing[:, None] & unlabelled
+        hits = (_overlap(pseudo, truth) >= SAME) & assignment.missing[:, None] & unlabelled
         self.unlabelled += int(unlabelled.sum())
-        self.found += int(fate.missing.sum())
+        self.found += int(assignment.missing.sum())
         self.found_rightly += int(hits.any(axis=1).sum())
         self.unlabelled_found += int(hits.any(axis=0).sum())
+
+    def figures(self) -> dict[str, float | None]:
+        """Shares and means by name; None where there is nothing to take a share of."""
+
+        def share(part: float, whole: float) -> float | None:
+            return part / whole if whole else None
+
+        return {
+            "kept": share(self.kept, self.human),
+            "dropped": share(self.dropped, self.human),
+            "dropped rightly": share(self.dropped_rightly, self.dropped),
+            "replaced": share(self.replaced, self.human),
+            "replaced IoU before": share(self.before, self.replaced),
+            "replaced IoU after": share(self.after, self.replaced),
+            "found an image": share(self.found, self.images),
+            "found precision": share(self.found_rightly, self.found),
+            "found recall": share(self.unlabelled_found, self.unlabelled),
+        }
 
     def report(self) -> str:
         """Shares and means, a line each."""
@@ -88,7 +117,8 @@ class Tally:
         return (
             f"human boxes {self.human}: kept {share(self.kept, self.human)}, "
             f"replaced {share(self.replaced, self.human)}, "
-            f"dropped {share(self.dropped, self.human)}\n"
+            f"dropped {share(self.dropped, self.human)} "
+            f"(rightly {share(self.dropped_rightly, self.dropped)})\n"
             f"found as missing {self.found}: precision {share(self.found_rightly, self.found)}, "
             f"recall {share(self.unlabelled_found, self.unlabelled)}\n"
             f"replaced {self.replaced}: badly drawn "
@@ -99,13 +129,17 @@ class Tally:
         )
 
 
-def of_photograph(lesson: stepping.Lesson, i: int) -> tuple[Boxes, Boxes, Fate]:
-    """The human and the pseudo boxes of one photograph of a lesson, and what became of them."""
-    human, seen = lesson.human, lesson.human.valid[i]
-    boxes, labels = (x[i, len(seen) :] for x in (lesson.targets.boxes, lesson.targets.labels))
-    fate = {name: mask[i] for name, mask in lesson.fate._asdict().items()}
-    fate |= {name: fate[name][seen] for name in ("kept", "replaced", "dropped")}
-    return (human.boxes[i][seen], human.labels[i][seen]), (boxes, labels), Fate(**fate)
+def of_image(output: stepping.TeacherOutput, i: int) -> tuple[Boxes, Boxes, BoxAssignment]:
+    """The human and the pseudo boxes of one image the teacher saw, and what became of them."""
+    human, seen = output.human, output.human.valid[i]
+    boxes, labels = (x[i, len(seen) :] for x in (output.targets.boxes, output.targets.labels))
+    assignment = {name: mask[i] for name, mask in output.assignment._asdict().items()}
+    assignment |= {name: assignment[name][seen] for name in ("kept", "replaced", "dropped")}
+    return (
+        (human.boxes[i][seen], human.labels[i][seen]),
+        (boxes, labels),
+        BoxAssignment(**assignment),
+    )
 
 
 def _iou(a: Any, b: Any) -> np.ndarray:
@@ -117,35 +151,52 @@ def _overlap(a: Boxes, b: Boxes) -> np.ndarray:
     return _iou(a[0], b[0]) * (a[1][:, None] == b[1])
 
 
-def main(flags: argparse.Namespace) -> None:
-    """Prints what the flags ask for."""
-    parallel.start()
-    config = flags.config
-    config.mixtraining.update(enabled=True, start_step=0)
-    dataset = sources.load(config.data, "train")
-    clean = coco.load(flags.clean, config.data.train.images, config.data.max_boxes, name="clean")
+def judge(asked: ConfigDict, checkpoint_path: str, clean_path: str, images: int) -> Tally:
+    """Counts what a teacher makes of the train split, against its clean labels.
+
+    Args:
+      asked: the config; the train split is the damaged one.
+      checkpoint_path: a workdir, or a checkpoint's path.
+      clean_path: COCO file with the true boxes of the same images.
+      images: how many to look at; some come twice where there are fewer.
+
+    Raises:
+      UserError: the clean labels are of other images or categories.
+    """
+    always = {"mixtraining.enabled": "true", "mixtraining.start_step": "0", "steps": "1"}
+    asked = load.override_all(asked, always)
+    dataset = load_dataset(asked.data, "train")
+    config = resolve(asked, train=dataset)
+    clean = complete(
+        coco.read(clean_path, config.data.train.images), "clean", config.data.max_boxes
+    )
     rows = {int(number): row for row, number in enumerate(clean.image_ids)}
     if clean.categories != dataset.categories or not rows.keys() >= set(dataset.image_ids.tolist()):
-        raise UserError(f"{flags.clean} is of other images or categories than the train split")
-    params, _ = detect.load_weights(flags.checkpoint, "teacher")
-    config.model.num_classes = len(dataset.categories)
-    detect.check_parameters(flags.checkpoint, params, config)
+        raise UserError(f"{clean_path} is of other images or categories than the train split")
+    params, _ = checkpoint.load_weights(checkpoint_path, "teacher")
+    detect.check_parameters(checkpoint_path, params, config.model)
 
     model = detector.build(config.model)
-    teach = jax.jit(
-        lambda batch: stepping.teach(
-            model, params, batch.weak, batch.strong, jax.random.key(0), config.mixtraining
-        )[0]
-    )
-    faults = batches.Faults(config.data.max_bad_share)
+    method = config.mixtraining
+
+    @jax.jit
+    def teach(batch: Batch) -> stepping.TeacherOutput:
+        assert batch.weak is not None and batch.strong is not None  # as start_step is 0
+        least = mending.least_score(model, params, batch, method, lambda counts: counts)
+        key = jax.random.key(0)
+        return stepping.teach(model, params, batch.weak, batch.strong, key, method, least)[0]
+
     stream = batches.train_batches(
-        dataset, config, start_step=0, host_index=0, host_count=1, faults=faults
+        dataset,
+        config.data,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        first_mixed_step=0,
     )
-    steps = -(-flags.photographs // (config.batch_size // 2))
     tally = Tally()
-    for batch in itertools.islice(stream, steps):
-        assert batch.strong is not None  # as start_step is 0
-        lesson = jax.device_get(teach(batch))
+    for batch in itertools.islice(stream, -(-images // (config.batch_size // 2))):
+        assert batch.strong is not None
+        output = jax.device_get(teach(batch))
         for i, row in enumerate(batch.strong.index):
             there = rows[int(dataset.image_ids[row])]
             boxes, visible = jax.device_get(
@@ -154,8 +205,15 @@ def main(flags: argparse.Namespace) -> None:
                 )
             )
             truth = boxes[visible], clean.labels[there][visible]
-            tally.add(*of_photograph(lesson, i), truth)
-    print(tally.report())
+            tally.add(*of_image(output, i), truth)
+    return tally
+
+
+def main(flags: argparse.Namespace) -> None:
+    """Prints what the flags ask for."""
+    process.prepare()
+    parallel.start()
+    print(judge(flags.config, flags.checkpoint, flags.clean, flags.images).report())
 
 
 def parse() -> argparse.ArgumentParser:
@@ -163,7 +221,7 @@ def parse() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     parser.add_argument("--checkpoint", required=True, help="a workdir, or a checkpoint's path")
     parser.add_argument("--clean", required=True, help="COCO file with the true boxes")
-    parser.add_argument("--photographs", type=int, default=1000, help="how many to look at")
+    parser.add_argument("--images", type=int, default=1000, help="how many to look at")
     return parser
 
 

@@ -1,10 +1,8 @@
-"""TensorFlow, imported in this one place: without its greetings, and without a GPU."""
+"""TensorFlow, imported in this one place, and without its greetings."""
 
 import contextlib
 import os
 from collections.abc import Iterator
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 @contextlib.contextmanager
@@ -24,6 +22,11 @@ def _silence() -> Iterator[None]:
 with _silence():
     import tensorflow as tf
 
-    tf.config.set_visible_devices([], "GPU")  # accelerators belong to JAX
 
-__all__ = ["tf"]
+def keep_off_accelerators() -> None:
+    """Hides GPUs from TensorFlow in this process: they belong to JAX."""
+    with _silence():
+        tf.config.set_visible_devices([], "GPU")
+
+
+__all__ = ["keep_off_accelerators", "tf"]

@@ -1,15 +1,16 @@
-"""The detector over a data set: views in, detections in pixels of the original photographs out."""
+"""The detector over a data set: views in, detections in pixels of the original images out."""
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from mixtrain_jax.data import batches
-from mixtrain_jax.data.records import Dataset
+from mixtrain_jax.data.input import batches
+from mixtrain_jax.data.input.read_errors import ReadErrors
+from mixtrain_jax.data.sources.dataset import Dataset
 from mixtrain_jax.evaluation import coco
 from mixtrain_jax.models import detector
 from mixtrain_jax.runtime import checkpoint, parallel
@@ -17,26 +18,81 @@ from mixtrain_jax.types import Array, Detections, Params, View
 
 Predict = Callable[[Params, View], tuple[Detections, Array]]
 
+LESS_MEMORY = "lower config.eval.batch_size or config.data.val.scale"
 
-def predictor(config: Any) -> Predict:
+
+class Weights(NamedTuple):
+    """Parameters of a detector, and where they were read.
+
+    Attributes:
+      source: a workdir or checkpoint, for messages.
+      which: "student" or "teacher".
+      params: nested dictionaries of numpy arrays.
+      meta: the checkpoint's; `categories` and `step` in it where a run wrote it.
+    """
+
+    source: str
+    which: str
+    params: Params
+    meta: dict[str, Any]
+
+
+def read_weights(source: str, which: str) -> Weights:
+    """Reads one of a checkpoint's sets of weights; raises as `checkpoint.load_weights` does."""
+    return Weights(source, which, *checkpoint.load_weights(source, which))
+
+
+def predictor(model: Any, dtype: str) -> Predict:
     """Returns the compiled detector, mapped over devices.
 
     Args:
-      config: the whole config, `config.model.num_classes` set; computes in `config.eval.dtype`.
+      model: `config.model`, `num_classes` set.
+      dtype: of the network's arithmetic.
 
     Returns:
       A function of (parameters, view with a device axis); boxes come in pixels of the original
-      photograph.
+      image.
     """
-    model = detector.build(config.model, config.eval.dtype)
+    network = detector.build(model, dtype)
 
     def predict(params: Params, view: View) -> tuple[Detections, Array]:
         scale = jnp.stack([view.matrix[:, 0, 0], view.matrix[:, 1, 1]], axis=-1)
-        pyramid = detector.call(model, params, "features", view.image, view.size)
-        proposals = detector.call(model, params, "proposals", pyramid, view.size)
-        return detector.call(model, params, "detect", pyramid, view.size, proposals, scale)
+        # By default GPUs round products of float32 to TF32, and TPUs to bfloat16.
+        with jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
+            return in_original(network, params, view.image, view.size, scale)
 
-    return parallel.map_predict(predict)
+    mapped = parallel.map_predict(predict)
+    seen: set[tuple[int, ...]] = set()
+
+    def told(params: Params, view: View) -> tuple[Detections, Array]:
+        if view.image.shape in seen:
+            return mapped(params, view)
+        seen.add(view.image.shape)
+        height, width = view.image.shape[2:4]
+        with parallel.timed(f"compiling detection for {height}x{width}"):
+            return mapped(params, view)
+
+    return told
+
+
+def in_original(
+    network: detector.Detector, params: Params, image: Array, size: Array, scale: Array
+) -> tuple[Detections, Array]:
+    """The whole detector on B views, with boxes in pixels of the original images.
+
+    Args:
+      network: what `detector.build` returned.
+      params: its parameters.
+      image: [B, H, W, 3] float32, normalised.
+      size: [B, 2] int32 height and width of the views before padding.
+      scale: [B, 2] float32, how many pixels of the view (x, y) a pixel of the original image is.
+
+    Returns:
+      As `RoIHead.detect`.
+    """
+    bound = detector.bind(network, params)
+    pyramid = bound.features(image, size)
+    return bound.detect(pyramid, size, bound.proposals(pyramid, size), scale)
 
 
 def detect(
@@ -48,12 +104,12 @@ def detect(
 
     Args:
       predict: what `predictor` returned.
-      params: parameters, placed on all devices.
+      params: parameters, replicated on all devices.
       views: batches of numpy arrays, as `batches.eval_batches` yields them.
 
     Yields:
-      For each batch, as numpy arrays: the photographs' rows [B] (-1 for a filler), their
-      detections in pixels of the original photographs, and [B] bool, False where candidates beyond
+      For each batch, as numpy arrays: the images' rows [B] (-1 for a filler), their
+      detections in pixels of the original images, and [B] bool, False where candidates beyond
       `nms_candidates` could have mattered.
     """
     waiting = None
@@ -67,52 +123,69 @@ def detect(
 
 
 def evaluate(
-    predict: Predict, params: Params, dataset: Dataset, config: Any
+    predict: Predict, params: Params, dataset: Dataset, data: Any, options: Any
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Detects in every photograph of a data set once, on all hosts together, and scores the result.
+    """Detects in every image of a data set once, on all hosts together, and scores the result.
 
     Args:
       predict: what `predictor` returned.
-      params: parameters, placed on all devices.
-      dataset: the photographs and their annotations.
-      config: the whole config.
+      params: parameters, replicated on all devices.
+      dataset: the images and their annotations.
+      data: `config.data`.
+      options: `config.eval`.
 
     Returns:
       Metrics as `coco.score` gives them, and the entries of a COCO results file; the same on all
       hosts.
     """
     host, hosts = parallel.host()
-    rows = np.arange(config.eval.images or len(dataset))[: len(dataset)]
+    rows = np.arange(options.images or len(dataset))[: len(dataset)]
+    read_errors = ReadErrors(data.max_bad_share, of=-(-len(rows) // hosts))
     views = batches.eval_batches(
-        dataset, config, config.eval.batch_size, host_index=host, host_count=hosts, rows=rows
+        dataset,
+        data,
+        options.batch_size,
+        host_index=host,
+        host_count=hosts,
+        rows=rows,
+        read_errors=read_errors,
     )
     results, overfull = [], 0
     for index, found, exact in detect(predict, params, views):
         results += coco.results(found, index, dataset)
         overfull += int((~exact & (index >= 0)).sum())
+    if read_errors.reasons:
+        logging.warning(
+            "%s: %d images could not be read; their objects count as missed",
+            dataset.name,
+            len(read_errors.reasons),
+        )
     if overfull:
         logging.warning(
-            "In %d pictures more boxes than config.model.roi_head.nms_candidates = %d passed the "
-            "score threshold; the lowest were not looked at.",
+            "In %d images more boxes than config.model.roi_head.nms_candidates passed the score "
+            "threshold; the lowest were not looked at.",
             overfull,
-            config.model.roi_head.nms_candidates,
         )
     results = parallel.collect(results)
-    return coco.score(dataset.ground_truth, results, dataset.image_ids[rows]), results
+    scores = coco.score(dataset.ground_truth, results, dataset.image_ids[rows], options.scorer)
+    return scores, results
 
 
-def load_weights(source: str, which: str) -> tuple[Params, dict]:
-    """Reads a checkpoint as `checkpoint.load_weights` does; WORKDIR:best is a run's best by AP."""
-    workdir = source.removesuffix(":best")
-    return checkpoint.load_weights(workdir, which, step=None if workdir == source else "best")
+def describe(weights: Weights, scale: Sequence[int]) -> str:
+    """Says in a line which weights detect, and at which scale."""
+    step = f"step {weights.meta['step']}, " if "step" in weights.meta else ""
+    return (
+        f"{weights.source}: {step}{weights.which} weights; images are seen with a short side of "
+        f"{scale[1]} pixels, a long side of at most {scale[0]}"
+    )
 
 
-def check_parameters(source: str, params: Params, config: Any) -> None:
-    """Raises UserError, naming the first array that differs, unless parameters fit the model."""
-    checkpoint.check_same_arrays(source, parameter_shapes(config), params)
+def check_parameters(source: str, params: Params, model: Any) -> None:
+    """Raises UserError, naming the first array that differs, unless parameters fit `model`."""
+    checkpoint.check_same_arrays(source, parameter_shapes(model), params)
 
 
-def parameter_shapes(config: Any) -> Params:
+def parameter_shapes(model: Any) -> Params:
     """Returns the shapes of the parameters that `config.model` needs, without computing any."""
-    model = detector.build(config.model)
-    return jax.eval_shape(lambda: detector.init(model, 0))
+    network = detector.build(model)
+    return jax.eval_shape(lambda: detector.init(network, 0))

@@ -1,29 +1,30 @@
-"""One training step: MixTraining from top to bottom.
+"""The method: what one step of MixTraining learns from, from top to bottom.
 
-The teacher follows the student, looks at the weak view, rates the human boxes and finds its own;
-targets are combined; the student learns from the normal and the strong view, its background
-softened by the teacher; gradients, update. Plain training is the same function on a batch without
-a mixed half.
+The teacher sees the weak view, finds boxes of its own and rates the human ones; targets are
+combined; the student learns from the normal and the strong view, its background weighted by the
+teacher. What comes out are gradients; `training/update.py` applies them and lets the teacher follow
+the student. Plain training is the same on a batch without a mixed half.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from mixtrain_jax.mixtraining import state as states
+from mixtrain_jax.mixtraining import mending
+from mixtrain_jax.mixtraining import metrics as measuring
 from mixtrain_jax.mixtraining import targets as mixing
 from mixtrain_jax.mixtraining import teacher as teaching
-from mixtrain_jax.models.detector import Detector, call
-from mixtrain_jax.models.roi_heads import Soften, StageRecord
-from mixtrain_jax.types import Array, Batch, Detections, Params, Targets, TrainState, View
+from mixtrain_jax.models.detector import Detector, bind
+from mixtrain_jax.models.roi_heads import BackgroundWeight
+from mixtrain_jax.types import Array, Batch, Detections, Params, Targets, View
 
 Metrics = dict[str, Array]
+Sum = Callable[[Any], Any]  # over all devices, of an array or a tree of arrays
 
 
-class Lesson(NamedTuple):
+class TeacherOutput(NamedTuple):
     """What the teacher made of the mixed half, for pictures and for counting.
 
     Attributes:
@@ -31,7 +32,7 @@ class Lesson(NamedTuple):
       human: the human boxes, in pixels of the strong view.
       ratings: [B, N] float32, the teacher's probability of each human box's class.
       targets: what the student is trained to find in the strong view.
-      fate: what became of each human and each pseudo box.
+      assignment: what became of each human and each pseudo box.
       exact: [B] bool, False where the teacher had more candidates than it could weigh.
     """
 
@@ -39,107 +40,113 @@ class Lesson(NamedTuple):
     human: Targets
     ratings: Array
     targets: Targets
-    fate: mixing.Fate
+    assignment: mixing.BoxAssignment
     exact: Array
 
 
-def train_step(
-    state: TrainState,
+def gradients(
+    student: Params,
+    teacher: Params,
     batch: Batch,
+    key: Array,
     *,
     model: Detector,
-    optimizer: optax.GradientTransformation,
-    config,
-    total: Callable[[Array], Array],
-) -> tuple[TrainState, Metrics, Lesson | None]:
-    """Takes one step on this device's share of a batch.
+    config: Any,
+    sum_over_devices: Sum,
+) -> tuple[Params, Metrics, TeacherOutput | None]:
+    """What this device's share of a batch teaches the student.
 
     Args:
-      state: the train state, the same on all devices.
-      batch: this device's photographs; without a mixed half the step is plain training.
+      student: parameters to be trained.
+      teacher: their moving average.
+      batch: this device's images; without a mixed half this is plain training.
+      key: PRNG key of this step.
       model: the detector.
-      optimizer: what `state.make_optimizer` returned.
-      config: the whole config.
-      total: sums a number over all devices.
+      config: `config.mixtraining`.
+      sum_over_devices: sums arrays over all devices.
 
     Returns:
-      The next state and metrics, the same on all devices, and the teacher's lesson for this
-      device's photographs (None in plain training). If the loss, the gradient or the update is not
-      finite the parameters and the optimizer stay as they were and the metric `update/bad` is 1.
+      This device's share of the gradients, metrics over all devices, and what the teacher made of
+      this device's images (None in plain training).
     """
-    teacher = states.follow(
-        state.teacher, state.student, states.momentum(config.mixtraining, state.step)
-    )
-    key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-
-    def gradients(part: Batch):
-        lesson, soften, told = None, None, {}
-        if part.weak is not None and part.strong is not None:
-            lesson, soften = teach(model, teacher, part.weak, part.strong, key, config.mixtraining)
-            told = describe(lesson, part.strong, total)
-        differentiate = jax.value_and_grad(student_loss, has_aux=True)
-        (_, metrics), grads = differentiate(
-            state.student, part, lesson, soften, key, model, config.mixtraining, total
+    output, background_weight, teacher_metrics = None, None, {}
+    human = Targets(batch.normal.boxes, batch.normal.labels, batch.normal.valid)
+    normal: tuple[Targets, BackgroundWeight | None] = (human, None)
+    if batch.weak is not None and batch.strong is not None:
+        least = mending.least_score(model, teacher, batch, config, sum_over_devices)
+        output, background_weight = teach(
+            model, teacher, batch.weak, batch.strong, key, config, least
         )
-        return total(grads), metrics | told, lesson
-
-    grads, metrics, lesson = in_parts(gradients, batch, config.accumulate)
-    updates, moved = optimizer.update(grads, state.optimizer, state.student)
-    student = optax.apply_updates(state.student, updates)
-
-    size = optax.tree.norm(grads)
-    numbers = jnp.stack([metrics["loss"], size, optax.tree.norm(updates)])
-    good = jnp.isfinite(numbers).all()
-    student, moved = jax.tree.map(
-        lambda new, old: jnp.where(good, new, old),
-        (student, moved),
-        (state.student, state.optimizer),
+        teacher_metrics = measuring.of_teacher(
+            output.human, output.ratings, output.found, output.exact, output.assignment,
+            batch.strong, sum_over_devices,
+        )  # fmt: skip
+        targets, weight, more = mending.normal_half(
+            model, teacher, batch.normal, least, config, sum_over_devices
+        )
+        normal = targets, weight
+        teacher_metrics |= more | {"teacher/least_score": least}
+    differentiate = jax.value_and_grad(student_loss, has_aux=True)
+    (_, metrics), grads = differentiate(
+        student, batch, output, background_weight, key, model, config, sum_over_devices, normal
     )
-    metrics |= {
-        "update/gradient_norm": size,
-        "teacher/distance": states.distance(teacher, student),
-        "update/bad": 1 - good.astype(jnp.float32),
-    }
-    return TrainState(state.step + 1, student, teacher, moved), metrics, lesson
+    return grads, metrics | teacher_metrics, output
 
 
 def teach(
-    model: Detector, teacher: Params, weak: View, strong: View, key: Array, config
-) -> tuple[Lesson, Soften | None]:
-    """The teacher's part: one look at the weak view, and mixed targets for the strong view.
+    model: Detector,
+    teacher: Params,
+    weak: View,
+    strong: View,
+    key: Array,
+    config: Any,
+    least: Array | float | None = None,
+) -> tuple[TeacherOutput, BackgroundWeight | None]:
+    """The teacher's part: it sees the weak view, and makes mixed targets for the strong view.
 
     Args:
       model: the detector.
       teacher: its parameters.
-      weak: the photographs as the teacher sees them.
-      strong: the same photographs as the student sees them.
+      weak: the images as the teacher sees them.
+      strong: the same images as the student sees them.
       key: PRNG key of this step.
       config: `config.mixtraining`.
+      least: score above which detections are pseudo boxes; None takes the config's.
 
     Returns:
-      The lesson, and the background probabilities to soften the student's loss with (or None).
+      What the teacher made of the images, and the background probabilities that weigh the student's
+      loss (or None).
     """
     human = Targets(strong.boxes, strong.labels, strong.valid)
     keys = image_keys(jax.random.fold_in(key, 1), weak) if config.teacher_drop_path else None
-    look = teaching.look(model, teacher, weak, strong, keys)
-    found, exact = teaching.find(model, teacher, look, config.pseudo_score_threshold)
-    ratings = teaching.rate(model, teacher, look, human)
-    pseudo = teaching.pseudo_boxes(found, look, strong.size)
-    combined, fate = mixing.combine(human, ratings, pseudo, config)
-    lesson = Lesson(found, human, ratings, combined, fate, exact)
-    soften = teaching.background(model, teacher, look) if config.soft_background else None
-    return jax.lax.stop_gradient(lesson), soften
+    view = teaching.see(model, teacher, weak, strong, keys)
+    least = config.pseudo_score_threshold if least is None else least
+    found, exact = teaching.find(model, teacher, view, least)
+    if config.must_agree:
+        agreed = teaching.agrees(model, teacher, weak, found, config.agreement_iou)
+        found = Detections(found.boxes, found.scores, found.labels, agreed)
+    if config.rate_boxes == "weak":  # whole objects, also where the strong view cuts them
+        rated = Targets(weak.boxes, human.labels, human.valid)
+    else:
+        rated = teaching.back_to_weak(human, view)
+    ratings = teaching.rate(model, teacher, view, rated)
+    pseudo = teaching.pseudo_boxes(found, view, strong.size)
+    combined, assignment = mixing.combine(human, ratings, pseudo, config)
+    output = TeacherOutput(found, human, ratings, combined, assignment, exact)
+    weight = teaching.background(model, teacher, view) if config.soft_background else None
+    return jax.lax.stop_gradient(output), weight
 
 
 def student_loss(
     student: Params,
     batch: Batch,
-    lesson: Lesson | None,
-    soften: Soften | None,
+    output: TeacherOutput | None,
+    background_weight: BackgroundWeight | None,
     key: Array,
     model: Detector,
-    config,
-    total: Callable[[Array], Array],
+    config: Any,
+    sum_over_devices: Sum,
+    normal_targets: tuple[Targets, BackgroundWeight | None] | None = None,
 ) -> tuple[Array, Metrics]:
     """The student's part: losses of the normal half plus weighted losses of the mixed half.
 
@@ -151,99 +158,35 @@ def student_loss(
     normal, strong = batch.normal, batch.strong
     seen = normal if strong is None else _join(normal, strong)
     keys = image_keys(key, seen)
-    pyramid = call(model, student, "features", seen.image, seen.size, keys)
+    detector = bind(model, student)
+    pyramid = detector.features(seen.image, seen.size, keys)
 
-    def losses(rows: slice, view: View, targets: Targets, soften: Soften | None):
-        own = tuple(level[rows] for level in pyramid)
-        return call(model, student, "losses", own, view.size, targets, keys[rows], total, soften)
+    def half(
+        name: str, rows: slice, view: View, targets: Targets, weight: BackgroundWeight | None
+    ) -> tuple[Array, Metrics]:
+        levels = tuple(level[rows] for level in pyramid)
+        losses, records = detector.losses(
+            levels, view.size, targets, keys[rows], sum_over_devices, weight
+        )
+        measured = measuring.of_half(name, losses, records, sum_over_devices)
+        return sum(losses.values(), start=jnp.zeros(())), measured
 
     count = len(normal.image)
     human = Targets(normal.boxes, normal.labels, normal.valid)
-    found, records = losses(slice(0, count), normal, human, None)
-    loss = sum(found.values(), start=jnp.zeros(()))
-    metrics = _named("normal", found, records, total)
-    if strong is not None and lesson is not None:
-        found, records = losses(slice(count, None), strong, lesson.targets, soften)
-        loss += config.mixed_loss_weight * sum(found.values())
-        metrics |= _named("mixed", found, records, total)
-    return loss, metrics | {"loss": total(loss)}
-
-
-def describe(lesson: Lesson, strong: View, total: Callable[[Array], Array]) -> Metrics:
-    """Sums up a lesson: what an operator needs to see whether the teacher helps.
-
-    Box counts are means over the photographs of the mixed half. `easy` is the share of human boxes
-    the teacher rates easy, overall and by size (COCO's limits, in the original photograph).
-    """
-    fate, human = lesson.fate, lesson.human
-    photographs = total(jnp.float32(len(strong.image)))
-    metrics = {
-        f"boxes/{name}": total(mask.sum()) / photographs for name, mask in fate._asdict().items()
-    }
-    metrics["boxes/human"] = total(human.valid.sum()) / photographs
-    easy = fate.kept | fate.replaced
-    shrink = jnp.abs(jnp.linalg.det(strong.matrix[:, :2, :2]))[:, None]
-    sides = human.boxes[..., 2:] - human.boxes[..., :2]
-    area = sides.prod(-1) / shrink
-    groups = {
-        "": human.valid,
-        "_small": human.valid & (area < 32**2),
-        "_medium": human.valid & (area >= 32**2) & (area < 96**2),
-        "_large": human.valid & (area >= 96**2),
-    }
-    for name, group in groups.items():
-        metrics[f"teacher/easy{name}"] = _share(easy & group, group, total)
-    metrics["teacher/rating"] = _share(lesson.ratings * human.valid, human.valid, total)
-    metrics["teacher/score"] = _share(
-        lesson.found.scores * lesson.found.valid, lesson.found.valid, total
-    )
-    full = lesson.found.valid.all(-1) | ~lesson.exact
-    metrics["teacher/at_limit"] = total(full.sum()) / photographs
-    return metrics
-
-
-def in_parts(gradients: Callable, batch: Batch, parts: int):
-    """Runs `gradients` on a batch, or on equal parts of it one after the other.
-
-    Gradients and metrics of the parts are averaged; a part needs only its own share of the memory.
-    """
-    if parts == 1:
-        return gradients(batch)
-
-    def split(x):
-        return x.reshape(parts, len(x) // parts, *x.shape[1:])
-
-    def join(x):
-        return x.reshape(-1, *x.shape[2:])
-
-    split_batch = jax.tree.map(split, batch)
-    shapes = jax.eval_shape(gradients, jax.tree.map(lambda x: x[0], split_batch))
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[:2])
-
-    def add(sums, part):
-        grads, metrics, lesson = gradients(part)
-        return jax.tree.map(jnp.add, sums, (grads, metrics)), lesson
-
-    sums, lessons = jax.lax.scan(add, zeros, split_batch)
-    grads, metrics = jax.tree.map(lambda x: x / parts, sums)
-    return grads, metrics, jax.tree.map(join, lessons)
+    loss, metrics = half("normal", slice(0, count), normal, *(normal_targets or (human, None)))
+    if strong is not None and output is not None:
+        rows = slice(count, None)
+        mixed, more = half("mixed", rows, strong, output.targets, background_weight)
+        loss += config.mixed_loss_weight * mixed
+        metrics |= more
+    return loss, metrics | {"loss": sum_over_devices(loss)}
 
 
 def image_keys(key: Array, view: View) -> Array:
-    """Returns a PRNG key for each image, a pure function of the step's key and the photograph."""
+    """Returns a PRNG key for each image, a pure function of the step's key and the image."""
     return jax.vmap(lambda index: jax.random.fold_in(key, index))(view.index)
 
 
 def _join(first: View, second: View) -> View:
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
-
-
-def _share(part: Array, whole: Array, total: Callable[[Array], Array]) -> Array:
-    return total(part.sum()) / jnp.maximum(total(whole.sum()), 1)
-
-
-def _named(half: str, losses: Metrics, records: list[StageRecord], total) -> Metrics:
-    named = {f"{half}/{name}": total(value) for name, value in losses.items()}
-    for stage, record in enumerate(records):
-        named[f"{half}/stage{stage}_accuracy"] = _share(record.correct, record.valid, total)
-    return named
+    joined: View = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
+    return joined

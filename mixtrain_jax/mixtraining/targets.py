@@ -6,7 +6,7 @@ overlap no human box are missing labels found. Static shapes: N human and P pseu
 and masked.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
@@ -14,7 +14,7 @@ from mixtrain_jax.ops import boxes as box_ops
 from mixtrain_jax.types import Array, Targets
 
 
-class Fate(NamedTuple):
+class BoxAssignment(NamedTuple):
     """What became of each box of the mixed half; all are bool and False for padding.
 
     Attributes:
@@ -32,7 +32,9 @@ class Fate(NamedTuple):
     missing: Array
 
 
-def combine(human: Targets, ratings: Array, pseudo: Targets, config) -> tuple[Targets, Fate]:
+def combine(
+    human: Targets, ratings: Array, pseudo: Targets, config: Any
+) -> tuple[Targets, BoxAssignment]:
     """Joins human and pseudo boxes into the targets of the strong view.
 
     Args:
@@ -42,7 +44,7 @@ def combine(human: Targets, ratings: Array, pseudo: Targets, config) -> tuple[Ta
       config: `config.mixtraining`.
 
     Returns:
-      Targets with N + P slots, human boxes first, and the fate of every box.
+      Targets with N + P slots, human boxes first, and what became of every box.
     """
     hard = ratings <= config.gt_score_threshold if config.mixed_augmentation else False
     easy = human.valid & ~jnp.broadcast_to(hard, human.valid.shape)
@@ -51,7 +53,7 @@ def combine(human: Targets, ratings: Array, pseudo: Targets, config) -> tuple[Ta
     overlapping = overlaps.any(-2)
 
     replaced = easy & overlaps.any(-1) & config.replace_boxes
-    fate = Fate(
+    assignment = BoxAssignment(
         kept=easy & ~replaced,
         replaced=replaced,
         dropped=human.valid & ~easy,
@@ -61,6 +63,6 @@ def combine(human: Targets, ratings: Array, pseudo: Targets, config) -> tuple[Ta
     targets = Targets(
         jnp.concatenate([human.boxes, pseudo.boxes], axis=-2),
         jnp.concatenate([human.labels, pseudo.labels], axis=-1),
-        jnp.concatenate([fate.kept, fate.mending | fate.missing], axis=-1),
+        jnp.concatenate([assignment.kept, assignment.mending | assignment.missing], axis=-1),
     )
-    return targets, fate
+    return targets, assignment

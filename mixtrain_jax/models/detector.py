@@ -2,7 +2,7 @@
 
 What the method needs are separate calls on shared features: `features`, `proposals`, `detect`,
 `score_boxes` and `losses`. The teacher makes the first four, the student all but `score_boxes`.
-`call` runs one of them with given parameters.
+`bind` gives the detector its parameters: `bind(model, params).features(image, size)`.
 """
 
 from collections.abc import Callable
@@ -14,38 +14,11 @@ import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
 from mixtrain_jax.models import rpn
+from mixtrain_jax.models.backbones import build_backbone
 from mixtrain_jax.models.fpn import FPN
-from mixtrain_jax.models.resnet import ResNet
-from mixtrain_jax.models.roi_heads import RoIHead, Soften, StageRecord
-from mixtrain_jax.models.rpn import Proposals
-from mixtrain_jax.models.swin import Swin
+from mixtrain_jax.models.roi_heads import BackgroundWeight, RoIHead, StageRecord
+from mixtrain_jax.models.rpn import Proposals, Pyramid
 from mixtrain_jax.types import Array, Detections, Params, Targets
-
-Pyramid = tuple[Array, ...]
-
-
-def build_backbone(config, dtype) -> nn.Module:
-    """Returns the backbone that `config.model` names; a new one is one more line here."""
-    options = config.backbone
-    if options.name == "swin":
-        return Swin(
-            embed_dim=options.embed_dim,
-            depths=tuple(options.depths),
-            num_heads=tuple(options.num_heads),
-            window_size=options.window_size,
-            drop_path=options.drop_path,
-            dtype=dtype,
-            remat=config.remat,
-        )
-    return ResNet(
-        depth=options.depth,
-        base_channels=options.base_channels,
-        style=options.style,
-        norm=options.norm,
-        frozen_stages=options.frozen_stages,
-        dtype=dtype,
-        remat=config.remat,
-    )
 
 
 class Detector(nn.Module):
@@ -61,8 +34,8 @@ class Detector(nn.Module):
     config: Any
     dtype: Any = jnp.float32
 
-    def setup(self):
-        self.backbone = build_backbone(self.config, self.dtype)
+    def setup(self) -> None:
+        self.backbone = build_backbone(self.config.backbone, self.dtype, self.config.remat)
         self.fpn = FPN(channels=self.config.fpn.channels, dtype=self.dtype)
         self.rpn = rpn.RPN(
             channels=self.config.rpn.channels,
@@ -76,7 +49,7 @@ class Detector(nn.Module):
 
         Args:
           image: [B, H, W, 3] float32, normalised; H and W multiples of 32.
-          size: [B, 2] int32 height and width of each picture before padding.
+          size: [B, 2] int32 height and width of each image before padding.
           keys: [B] PRNG keys for stochastic depth, or None for the deterministic network.
 
         Returns:
@@ -104,14 +77,18 @@ class Detector(nn.Module):
         """Returns class probabilities [B, K, classes + 1] of given boxes; see `RoIHead.score`."""
         return self.roi_head.score(pyramid, size, boxes, stage)
 
+    def rate_boxes(self, pyramid: Pyramid, size: Array, boxes: Array) -> tuple[Array, Array]:
+        """Returns class probabilities of given boxes, and the boxes refined; see `RoIHead.rate`."""
+        return self.roi_head.rate(pyramid, size, boxes)
+
     def losses(
         self,
         pyramid: Pyramid,
         size: Array,
         targets: Targets,
         keys: Array,
-        total: Callable[[Array], Array],
-        soften: Soften | None = None,
+        sum_over_devices: Callable[[Any], Any],
+        background_weight: BackgroundWeight | None = None,
     ) -> tuple[dict[str, Array], list[StageRecord]]:
         """Computes every training loss on the features of B images.
 
@@ -120,8 +97,9 @@ class Detector(nn.Module):
           size: [B, 2] int32 height and width of the images.
           targets: the boxes to be found.
           keys: [B] PRNG keys, one an image, for sampling anchors and RoIs.
-          total: sums a number over all devices, so that losses do not depend on how many there are.
-          soften: the teacher's background probabilities; see `RoIHead.losses`.
+          sum_over_devices: sums arrays over all devices, so that losses do not depend on how many
+            there are.
+          background_weight: the teacher's background probabilities; see `RoIHead.losses`.
 
         Returns:
           The losses by name (this device's share; their sum is what to differentiate), and what
@@ -129,25 +107,30 @@ class Detector(nn.Module):
         """
         predictions = self.rpn(pyramid, size)
         anchor_keys, roi_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-        found = rpn.losses(predictions, size, targets, anchor_keys, self.config.rpn, total)
+        found = rpn.losses(
+            predictions, size, targets, anchor_keys, self.config.rpn, sum_over_devices
+        )
         proposals = rpn.propose(predictions, size, self.config.rpn, training=True)
         more, records = self.roi_head.losses(
-            pyramid, size, proposals, targets, roi_keys, total, soften
+            pyramid, size, proposals, targets, roi_keys, sum_over_devices, background_weight
         )
         return found | more, records
 
-    def everything(self, image: Array, size: Array) -> Detections:
-        """The whole detector in one call: used to create parameters."""
+    def __call__(self, image: Array, size: Array) -> Detections:
+        """The whole detector in one call, from images to detections."""
         pyramid = self.features(image, size)
         return self.detect(pyramid, size, self.proposals(pyramid, size))[0]
 
 
-def call(model: Detector, params: Params, method: str, *arguments: Any) -> Any:
-    """Calls a method of the detector: `call(model, params, "features", image, size)`."""
-    return model.apply({"params": params}, *arguments, method=method)
+def bind(model: Detector, params: Params) -> Detector:
+    """Returns the detector with its parameters, so that its methods can be called.
+
+    Inside a function that JAX transforms, bind there and not outside of it.
+    """
+    return model.bind({"params": params})
 
 
-def build(config, dtype: Any = None) -> Detector:
+def build(config: Any, dtype: Any = None) -> Detector:
     """Builds the detector that `config.model` describes.
 
     Args:
@@ -163,4 +146,4 @@ def init(model: Detector, seed: int, side: int = 64) -> Params:
     image = jnp.zeros((1, side, side, 3))
     size = jnp.full((1, 2), side, jnp.int32)
     key = jax.random.key(seed)
-    return jax.jit(lambda k: model.init(k, image, size, method="everything"))(key)["params"]
+    return jax.jit(lambda k: model.init(k, image, size))(key)["params"]

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from mixtrain_jax.models import padding
-from mixtrain_jax.models.conv import Conv
+from mixtrain_jax.models.layers import Conv
 from mixtrain_jax.types import Array
 
 
@@ -22,10 +22,10 @@ class FPN(nn.Module):
 
         Args:
           features: four maps [B, H_l, W_l, C_l] at strides 4, 8, 16, 32.
-          size: [B, 2] height and width of each picture in pixels.
+          size: [B, 2] height and width of each image in pixels.
 
         Returns:
-          Five maps [B, H_l, W_l, channels], zero beyond each picture's own pad; the strides are
+          Five maps [B, H_l, W_l, channels], zero beyond each image's padded size; the strides are
           those of the features, and 64.
         """
         laterals = [self._conv(1, f"lateral{i}")(feature) for i, feature in enumerate(features)]

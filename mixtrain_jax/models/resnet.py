@@ -2,9 +2,9 @@
 
 Two kinds of norm: batch norm frozen at stored statistics, as detectors use it with ImageNet
 weights, and group norm for training from random weights. Two styles of bottleneck: "caffe" strides
-in the first 1x1 convolution, "pytorch" in the 3x3. Whatever a batch adds beyond a picture's own pad
-is inert: features there are zeroed before each 3x3 convolution and the pooling, and left out of
-group norm's statistics.
+in the first 1x1 convolution, "pytorch" in the 3x3. Whatever a batch adds beyond an image's padded
+size is inert: features there are zeroed before each 3x3 convolution and the pooling, and left out
+of group norm's statistics.
 """
 
 import math
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from mixtrain_jax.models import padding
-from mixtrain_jax.models.conv import Conv
+from mixtrain_jax.models.layers import Conv
 from mixtrain_jax.types import Array
 
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -51,7 +51,7 @@ class ResNet(nn.Module):
 
         Args:
           image: [B, H, W, 3] normalised pixels, zero beyond `size`.
-          size: [B, 2] height and width of each picture in pixels.
+          size: [B, 2] height and width of each image in pixels.
           keys: ignored; backbones share one signature.
 
         Returns:
@@ -249,7 +249,7 @@ class FrozenBatchNorm(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Group norm (Wu and He, 2018) over the own pad of each picture.
+    """Group norm (Wu and He, 2018) over the padded size of each image.
 
     Groups have 16 channels, or more where that would make over 32 groups.
     """
@@ -264,9 +264,9 @@ class GroupNorm(nn.Module):
         scale = self.param("scale", self.scale_init, (c,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (c,), jnp.float32)
         inside = padding.inside(h, w, padding.extent(size, stride))[..., None]
-        cells = jnp.maximum(inside.sum((1, 2, 3)), 1)  # a filler picture has no cells
+        cells = jnp.maximum(inside.sum((1, 2, 3)), 1)  # a filler image has no cells
 
-        def mean_of_group(y):
+        def mean_of_group(y: Array) -> Array:
             """[B, H, W, C] to [B, 1, 1, C]; sums each channel first, which vectorises."""
             sums = jnp.where(inside, y, 0).sum((1, 2)).reshape(b, groups, -1).sum(-1)
             return (sums / (cells * (c // groups))[:, None]).repeat(c // groups, -1)[:, None, None]

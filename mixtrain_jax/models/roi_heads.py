@@ -15,14 +15,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mixtrain_jax.models.dense import Dense
-from mixtrain_jax.models.rpn import STRIDES, Proposals
+from mixtrain_jax.models.layers import Dense
+from mixtrain_jax.models.rpn import STRIDES, Proposals, Pyramid
 from mixtrain_jax.ops import boxes as box_ops
 from mixtrain_jax.ops import matching, nms
 from mixtrain_jax.ops.roi_align import roi_align
 from mixtrain_jax.types import Array, Detections, Targets
 
-Soften = Callable[[int, Array], Array]
+BackgroundWeight = Callable[[int, Array], Array]
 
 
 class BoxHead(nn.Module):
@@ -89,7 +89,7 @@ class RoIHead(nn.Module):
     config: Any  # config.model.roi_head
     dtype: Any = jnp.float32
 
-    def setup(self):
+    def setup(self) -> None:
         for stage in range(self.stages):
             head = BoxHead(
                 self.num_classes,
@@ -103,12 +103,14 @@ class RoIHead(nn.Module):
     def stages(self) -> int:
         return len(self.config.positive_ious)
 
-    def predict(self, stage: int, pyramid, size: Array, boxes: Array) -> tuple[Array, Array]:
+    def predict(
+        self, stage: int, pyramid: Pyramid, size: Array, boxes: Array
+    ) -> tuple[Array, Array]:
         """Returns one stage's logits and deltas for `boxes` [B, K, 4]."""
         pooled = roi_align(tuple(pyramid[:4]), boxes, size, strides=STRIDES[:4])
         return getattr(self, f"head{stage}")(pooled)
 
-    def refine(self, stage: int, boxes, deltas, labels, size: Array) -> Array:
+    def refine(self, stage: int, boxes: Array, deltas: Array, labels: Array, size: Array) -> Array:
         """Decodes each box by the deltas of its label and clips it; no gradient flows through."""
         if not self.config.class_agnostic:
             last = self.num_classes - 1
@@ -119,7 +121,7 @@ class RoIHead(nn.Module):
         )
         return jax.lax.stop_gradient(refined)
 
-    def run_stages(self, pyramid, size: Array, boxes: Array) -> tuple[Array, Array, Array]:
+    def run_stages(self, pyramid: Pyramid, size: Array, boxes: Array) -> tuple[Array, Array, Array]:
         """Runs all stages with refinement by the best class in between.
 
         Returns:
@@ -134,7 +136,7 @@ class RoIHead(nn.Module):
                 boxes = self.refine(stage, boxes, deltas, best, size)
         return jnp.stack(all_logits).mean(0), boxes, deltas
 
-    def score(self, pyramid, size: Array, boxes: Array, stage: int | None = None) -> Array:
+    def score(self, pyramid: Pyramid, size: Array, boxes: Array, stage: int | None = None) -> Array:
         """Returns class probabilities [B, K, classes + 1] of boxes, by one stage or by all.
 
         With `stage` None the boxes go through all stages and the logits are averaged, as at test
@@ -146,8 +148,19 @@ class RoIHead(nn.Module):
             logits, _ = self.predict(stage, pyramid, size, boxes)
         return nn.softmax(logits)
 
+    def rate(self, pyramid: Pyramid, size: Array, boxes: Array) -> tuple[Array, Array]:
+        """Rates given boxes as at test time, and draws them anew.
+
+        Returns:
+          Class probabilities [B, K, classes + 1] of boxes [B, K, 4], and the boxes [B, K, 4] as the
+          last stage refines them for their best class, clipped to the image.
+        """
+        logits, boxes, deltas = self.run_stages(pyramid, size, boxes)
+        best = logits[..., :-1].argmax(-1)
+        return nn.softmax(logits), self.refine(self.stages - 1, boxes, deltas, best, size)
+
     def detect(
-        self, pyramid, size: Array, proposals: Proposals, scale: Array | None = None
+        self, pyramid: Pyramid, size: Array, proposals: Proposals, scale: Array | None = None
     ) -> tuple[Detections, Array]:
         """Finds objects: stages, mean logits, decode, clip, then class-wise NMS.
 
@@ -156,7 +169,7 @@ class RoIHead(nn.Module):
           size: [B, 2] int32 height and width of the images.
           proposals: where to look.
           scale: [B, 2] float32 (x, y) scale of the view. Boxes are divided by it before NMS, so
-            that they come in pixels of the original photograph; None leaves them in the view.
+            that they come in pixels of the original image; None leaves them in the view.
 
         Returns:
           Detections, and [B] bool: False where more pairs of box and class passed the score
@@ -172,7 +185,9 @@ class RoIHead(nn.Module):
             ones = (1,) * (boxes.ndim - 2)
             boxes = boxes / jnp.tile(scale, 2).reshape(-1, *ones, 4)
 
-        def of_image(boxes, probabilities, valid):
+        def of_image(
+            boxes: Array, probabilities: Array, valid: Array
+        ) -> tuple[Array, Array, Array, Array, Array]:
             return nms.class_nms(
                 boxes,
                 probabilities[:, :-1],
@@ -190,13 +205,13 @@ class RoIHead(nn.Module):
 
     def losses(
         self,
-        pyramid,
+        pyramid: Pyramid,
         size: Array,
         proposals: Proposals,
         targets: Targets,
         keys: Array,
-        total: Callable[[Array], Array],
-        soften: Soften | None = None,
+        sum_over_devices: Callable[[Any], Any],
+        background_weight: BackgroundWeight | None = None,
     ) -> tuple[dict[str, Array], list[StageRecord]]:
         """Classification and box losses of every stage on freshly matched and sampled RoIs.
 
@@ -211,10 +226,10 @@ class RoIHead(nn.Module):
           proposals: candidates of the first stage.
           targets: the boxes to be found.
           keys: [B] PRNG keys, one an image, for sampling RoIs.
-          total: sums a number over all devices.
-          soften: maps (stage, RoIs [B, K, 4]) to the teacher's background probabilities [B, K],
-            which weigh the RoIs labelled background (MixTraining's soft background); None weighs
-            all RoIs 1.
+          sum_over_devices: sums arrays over all devices.
+          background_weight: maps (stage, RoIs [B, K, 4]) to the teacher's background probabilities
+            [B, K], which weigh the RoIs labelled background (MixTraining's soft background); None
+            weighs all RoIs 1.
 
         Returns:
           The weighted losses by name (this device's share of each), and a record of each stage.
@@ -227,14 +242,16 @@ class RoIHead(nn.Module):
             rois, labels, wanted = sample.rois, sample.labels, sample.wanted
             logits, deltas = self.predict(stage, pyramid, size, rois)
             weights = sample.valid.astype(jnp.float32)
-            if soften is not None:
+            if background_weight is not None:
                 background = sample.valid & (labels == self.num_classes)
-                weights = jnp.where(background, soften(stage, rois), weights)
-                weights *= total(sample.valid.sum()) / jnp.maximum(total(weights.sum()), 1)
+                weights = jnp.where(background, background_weight(stage, rois), weights)
+                sampled, weight = sum_over_devices((sample.valid.sum(), weights.sum()))
+                weights *= sampled / jnp.maximum(weight, 1)
             weights = jax.lax.stop_gradient(weights)
 
             entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            class_loss = (weights * entropy).sum() / jnp.maximum(total((weights > 0).sum()), 1)
+            weighted = sum_over_devices((weights > 0).sum())
+            class_loss = (weights * entropy).sum() / jnp.maximum(weighted, 1)
             if not self.config.class_agnostic:
                 index = jnp.minimum(labels, self.num_classes - 1)[..., None, None]
                 own = jnp.take_along_axis(deltas, index, axis=-2)[..., 0, :]
@@ -242,7 +259,7 @@ class RoIHead(nn.Module):
                 own = deltas
             distance = _smooth_l1(own - wanted, self.config.smooth_l1_beta).sum(-1)
             box_loss = jnp.where(sample.positive, distance, 0).sum()
-            box_loss /= jnp.maximum(total(sample.valid.sum()), 1)
+            box_loss /= jnp.maximum(sum_over_devices(sample.valid.sum()), 1)
 
             share = self.config.loss_weights[stage]
             found[f"stage{stage}_class"] = share * class_loss
@@ -256,13 +273,22 @@ class RoIHead(nn.Module):
                 valid = sample.valid & (sample.index >= truths)
         return found, records
 
-    def _sample(self, stage, boxes, valid, targets: Targets, keys) -> "_Sampled":
+    def _sample(
+        self, stage: int, boxes: Array, valid: Array, targets: Targets, keys: Array
+    ) -> "_Sampled":
         """Matches true boxes and candidates to the targets and samples RoIs, image by image."""
         cfg = self.config
         iou = cfg.positive_ious[stage]
         stds = tuple(cfg.delta_stds[stage])
 
-        def of_image(boxes, valid, true_boxes, true_labels, true_valid, key):
+        def of_image(
+            boxes: Array,
+            valid: Array,
+            true_boxes: Array,
+            true_labels: Array,
+            true_valid: Array,
+            key: Array,
+        ) -> "_Sampled":
             match = matching.match(
                 boxes,
                 true_boxes,

@@ -16,11 +16,13 @@ import numpy as np
 import optax
 
 from mixtrain_jax.models import padding
-from mixtrain_jax.models.conv import Conv
+from mixtrain_jax.models.layers import Conv
 from mixtrain_jax.ops import anchors as anchor_ops
 from mixtrain_jax.ops import boxes as box_ops
 from mixtrain_jax.ops import matching, nms
 from mixtrain_jax.types import Array, Targets
+
+Pyramid = tuple[Array, ...]  # features [B, H / s, W / s, C] for the strides s
 
 STRIDES = (4, 8, 16, 32, 64)
 
@@ -61,7 +63,7 @@ class RPN(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, pyramid: tuple[Array, ...], size: Array) -> Predictions:
+    def __call__(self, pyramid: Pyramid, size: Array) -> Predictions:
         """Looks at a pyramid of [B, H_l, W_l, C] features of images of `size` [B, 2] pixels."""
         init = nn.initializers.normal(0.01)
         layer = partial(Conv, dtype=self.dtype, kernel_init=init)
@@ -81,14 +83,14 @@ class RPN(nn.Module):
         )
 
 
-def all_anchors(shapes: tuple[tuple[int, int], ...], config) -> np.ndarray:
+def all_anchors(shapes: tuple[tuple[int, int], ...], config: Any) -> np.ndarray:
     """Returns the anchors of all levels, float32 [A, 4] in pixels of the view."""
     return anchor_ops.pyramid_anchors(
         shapes, STRIDES, config.anchor_scale, tuple(config.anchor_ratios)
     )
 
 
-def propose(predictions: Predictions, size: Array, config, *, training: bool) -> Proposals:
+def propose(predictions: Predictions, size: Array, config: Any, *, training: bool) -> Proposals:
     """Picks the best boxes of each image: top of each level, NMS in each level, best of all.
 
     Args:
@@ -106,18 +108,28 @@ def propose(predictions: Predictions, size: Array, config, *, training: bool) ->
     borders = np.cumsum(cells)[:-1] * len(config.anchor_ratios)
     levels = np.split(all_anchors(predictions.shapes, config), borders)
 
-    def of_level(logits, deltas, anchors, size):
+    most = [min(candidates, len(anchors)) for anchors in levels]
+    count = min(count, sum(most))
+
+    def of_level(
+        logits: Array, deltas: Array, anchors: np.ndarray, size: Array
+    ) -> tuple[Array, Array]:
         scores = jnp.where(anchor_ops.inside(anchors, size), nn.sigmoid(logits), -jnp.inf)
         scores, index = jax.lax.top_k(scores, min(candidates, len(anchors)))
         boxes = box_ops.decode(jnp.asarray(anchors)[index], deltas[index], size=size)
-        valid = jnp.isfinite(scores)
-        keep = nms.sorted_nms(boxes, valid, config.nms_iou)
-        return boxes, jnp.where(keep, scores, -jnp.inf)
+        missing = max(most) - len(scores)
+        return (
+            jnp.pad(boxes, ((0, missing), (0, 0))),
+            jnp.pad(scores, (0, missing), constant_values=-jnp.inf),
+        )
 
-    def of_image(logits, deltas, size):
+    def of_image(logits: Array, deltas: Array, size: Array) -> Proposals:
         parts = zip(jnp.split(logits, borders), jnp.split(deltas, borders), levels, strict=True)
-        boxes, scores = map(jnp.concatenate, zip(*(of_level(*part, size) for part in parts)))
-        best, index = jax.lax.top_k(scores, min(count, len(scores)))
+        boxes, scores = map(jnp.stack, zip(*(of_level(*part, size) for part in parts)))
+        # All levels at once: on accelerators each suppression on its own has its own waits.
+        keep = jax.vmap(nms.sorted_nms, (0, 0, None))(boxes, jnp.isfinite(scores), config.nms_iou)
+        boxes, scores = boxes.reshape(-1, 4), jnp.where(keep, scores, -jnp.inf).reshape(-1)
+        best, index = jax.lax.top_k(scores, count)
         valid = jnp.isfinite(best)
         return Proposals(
             jnp.where(valid[:, None], boxes[index], 0), jnp.where(valid, best, 0), valid
@@ -132,8 +144,8 @@ def losses(
     size: Array,
     targets: Targets,
     keys: Array,
-    config,
-    total: Callable[[Array], Array],
+    config: Any,
+    sum_over_devices: Callable[[Any], Any],
 ) -> dict[str, Array]:
     """Binary cross-entropy of objectness and L1 of deltas on sampled anchors.
 
@@ -146,7 +158,7 @@ def losses(
       targets: the boxes to be found.
       keys: [B] PRNG keys, one an image, for sampling anchors.
       config: `config.model.rpn`.
-      total: sums a number over all devices.
+      sum_over_devices: sums arrays over all devices.
 
     Returns:
       `rpn_objectness` and `rpn_boxes`: this device's share of each loss.
@@ -154,7 +166,9 @@ def losses(
     constant = all_anchors(predictions.shapes, config)
     anchors = jnp.asarray(constant)
 
-    def of_image(logits, deltas, size, boxes, valid, key):
+    def of_image(
+        logits: Array, deltas: Array, size: Array, boxes: Array, valid: Array, key: Array
+    ) -> tuple[Array, Array, Array]:
         match = matching.match(
             anchors,
             boxes,
@@ -188,5 +202,5 @@ def losses(
     objectness, distance, count = jax.vmap(of_image)(
         predictions.logits, predictions.deltas, size, targets.boxes, targets.valid, keys
     )
-    norm = total(count.sum()).astype(jnp.float32)
+    norm = sum_over_devices(count.sum()).astype(jnp.float32)
     return {"rpn_objectness": objectness.sum() / norm, "rpn_boxes": distance.sum() / norm}

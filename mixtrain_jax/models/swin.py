@@ -2,8 +2,8 @@
 
 Equal to the released detector's backbone: feature maps are padded with zeros to whole windows after
 the first norm of a block, these zeros are ordinary keys, and every second block shifts its windows
-even when the map is no larger than a window. Whatever a batch adds beyond a picture's own pad is
-inert: tokens there are zeroed after that norm, and keys beyond the picture's own whole windows are
+even when the map is no larger than a window. Whatever a batch adds beyond an image's padded size is
+inert: tokens there are zeroed after that norm, and keys beyond the image's own whole windows are
 masked.
 """
 
@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixtrain_jax.models import padding, residual
-from mixtrain_jax.models.dense import Dense
+from mixtrain_jax.models import padding
+from mixtrain_jax.models.layers import Dense
+from mixtrain_jax.ops.cpu import residual
 from mixtrain_jax.types import Array
 
 SHIFTED = -100.0  # added where query and key are neighbours only because the shift wraps around
-BEYOND = -1e9  # added where the key lies beyond the picture's own windows
+BEYOND = -1e9  # added where the key lies beyond the image's own windows
 
 weight_init = nn.initializers.truncated_normal(stddev=0.02)
 
@@ -53,8 +54,8 @@ class Swin(nn.Module):
 
         Args:
           image: [B, H, W, 3] normalised pixels, zero beyond `size`.
-          size: [B, 2] height and width of each picture in pixels.
-          keys: [B] PRNG keys, one a picture, for stochastic depth; None for a deterministic pass.
+          size: [B, 2] height and width of each image in pixels.
+          keys: [B] PRNG keys, one an image, for stochastic depth; None for a deterministic pass.
 
         Returns:
           Features [B, ceil(H/s), ceil(W/s), embed_dim * s/4] for s = 4, 8, 16, 32.
@@ -163,7 +164,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, extent: Array, keys: Array | None) -> Array:
-        """x: [B, H, W, C] float32 tokens; extent: [B, 2] rows and columns within the own pad."""
+        """x: [B, H, W, C] float32 tokens; extent: [B, 2] rows and columns in the padded size."""
         _, height, width, channels = x.shape
         window = self.window_size
         y = norm(self.dtype, "norm1")(x)
@@ -175,14 +176,14 @@ class Block(nn.Module):
             to_windows(y, window), attention_mask(padded, window, self.shift, extent)
         )
         y = jnp.roll(from_windows(y, padded), (self.shift, self.shift), (1, 2))
-        x = residual.settle(x + self._drop(y[:, :height, :width], keys, 0), extent)
+        x = residual.materialize(x + self._drop(y[:, :height, :width], keys, 0), extent)
 
         y = norm(self.dtype, "norm2")(x)
         y = Mlp(int(channels * self.mlp_ratio), self.dtype, name="mlp")(y)
-        return residual.settle(x + self._drop(y, keys, 1), extent)
+        return residual.materialize(x + self._drop(y, keys, 1), extent)
 
     def _drop(self, y: Array, keys: Array | None, branch: int) -> Array:
-        """Stochastic depth: drops a branch for whole pictures and scales up the survivors."""
+        """Stochastic depth: drops a branch for whole images and scales up the survivors."""
         if keys is None or self.drop_path == 0:
             return y
         keep = 1 - self.drop_path
@@ -286,7 +287,7 @@ def relative_position_index(window: int) -> np.ndarray:
 def shift_regions(shape: tuple[int, int], window: int, shift: int) -> np.ndarray:
     """[N, T] number of the region that each token of a shifted map came from.
 
-    Tokens of one window are neighbours in the picture only where these numbers are equal.
+    Tokens of one window are neighbours in the image only where these numbers are equal.
     """
     ends = ([side - window, side - shift] if shift else [] for side in shape)
     rows, columns = (np.digitize(np.arange(side), end) for side, end in zip(shape, ends))
@@ -297,7 +298,7 @@ def shift_regions(shape: tuple[int, int], window: int, shift: int) -> np.ndarray
 def attention_mask(shape: tuple[int, int], window: int, shift: int, extent: Array) -> Array:
     """[B, N, T, T] float32 to add to the logits of (query, key) on a padded map of the given shape.
 
-    A picture's own windows cover its extent [B, 2]; the zeros they hold beyond it do count as keys.
+    An image's own windows cover its extent [B, 2]; the zeros they hold beyond it do count as keys.
     """
     limit = (extent + window - 1) // window * window
     own = jnp.roll(padding.inside(*shape, limit), (-shift, -shift), (1, 2))

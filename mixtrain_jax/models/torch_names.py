@@ -87,7 +87,7 @@ def _name(path: str, rules: dict[str, str]) -> str:
     raise ValueError(f"no rule names {path}")
 
 
-def _fill(template: str, found: re.Match) -> str:
+def _fill(template: str, found: re.Match[str]) -> str:
     """Puts numbers in the place of "{i}" or "{i+1}"."""
     return re.sub(r"\{(\w)([+-]\d)?\}", lambda m: str(int(found[m[1]]) + int(m[2] or 0)), template)
 

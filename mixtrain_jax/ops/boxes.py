@@ -15,7 +15,7 @@ _MIN_UNION = 1e-6
 _MIN_SIDE = 1e-6
 
 
-def own_pad(size: Array) -> Array:
+def padded_size(size: Array) -> Array:
     """Returns the sides of an image after the pad every image gets: the next multiples of 32.
 
     Args:
@@ -124,6 +124,21 @@ def transform(boxes: Array, matrix: Array, size: Array) -> tuple[Array, Array]:
     mapped = jnp.concatenate([mapped.min(-2), mapped.max(-2)], axis=-1)
     mapped = clip(mapped, size)
     return mapped, jnp.all(mapped[..., 2:] > mapped[..., :2], axis=-1)
+
+
+def inverse(matrix: Array) -> Array:
+    """Returns the inverses [..., 3, 3] of affine matrices [..., 3, 3], whose last row is 0 0 1.
+
+    Written out: a general inverse is a dozen kernels on accelerators, and rounds more.
+    """
+    a, b, x = jnp.moveaxis(matrix[..., 0, :], -1, 0)
+    c, d, y = jnp.moveaxis(matrix[..., 1, :], -1, 0)
+    rows = (
+        jnp.stack([d, -b, b * y - d * x], axis=-1),
+        jnp.stack([-c, a, c * x - a * y], axis=-1),
+    )
+    first, second = (row / (a * d - b * c)[..., None] for row in rows)
+    return jnp.stack([first, second, matrix[..., 2, :]], axis=-2)
 
 
 def _center_and_sides(boxes: Array) -> tuple[Array, Array]:

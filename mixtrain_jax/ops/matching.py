@@ -10,6 +10,8 @@ from jax import Array
 
 from mixtrain_jax.ops import boxes as box_ops
 
+_AT_ONCE = 20  # human boxes, on accelerators
+
 
 @flax.struct.dataclass
 class Match:
@@ -70,22 +72,44 @@ def match(
     usable = jnp.ones(len(anchors), bool) if valid is None else valid
     nobody = jnp.full(len(anchors), -1, jnp.int32)
 
-    def look_at(n: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def look_at(numbers: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        """Takes some more human boxes [n] into account, in ascending order."""
         best, gt_index, claimed_by = state
-        overlap = jnp.where(gt_valid[n] & usable, box_ops.iou(gt[n, None], anchors)[0], -1.0)
+        overlap = jnp.where(
+            gt_valid[numbers, None] & usable, box_ops.iou(gt[numbers], anchors), -1.0
+        )
+        # The barrier keeps one copy of the overlaps: of two, ties could differ in the last bit.
+        overlap = jax.lax.optimization_barrier(overlap)
         if low_quality is not None:
-            # The barrier keeps one copy of the overlaps: of two, ties could differ in the last bit.
-            overlap = jax.lax.optimization_barrier(overlap)
-            most = jnp.max(overlap)
-            claimed_by = jnp.where((overlap == most) & (most >= low_quality), n, claimed_by)
-        gt_index = jnp.where(overlap > best, n, gt_index)
-        return jnp.maximum(best, overlap), gt_index, claimed_by
+            most = jnp.max(overlap, axis=1, keepdims=True)
+            claims = (overlap == most) & (most >= low_quality)
+            claimed = jnp.max(jnp.where(claims, numbers[:, None], -1), axis=0)
+            claimed_by = jnp.maximum(claimed_by, claimed)
+        highest = jnp.max(overlap, axis=0)
+        first = jnp.min(jnp.where(overlap == highest, numbers[:, None], len(gt)), axis=0)
+        gt_index = jnp.where(highest > best, first, gt_index)
+        return jnp.maximum(best, highest), gt_index, claimed_by
 
-    # One human box at a time: all overlaps at once would be the largest array of a training step,
-    # and an image has far fewer boxes than there is room for.
-    count = jnp.max(jnp.where(gt_valid, jnp.arange(1, len(gt) + 1), 0))
+    # A few human boxes at a time: all overlaps at once would be the largest array of a training
+    # step. On CPU one by one, for an image has far fewer boxes than there is room for; elsewhere to
+    # the end, for a loop whose length the data decides makes the host wait.
+    def one_by_one(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        count = jnp.max(jnp.where(gt_valid, jnp.arange(1, len(gt) + 1), 0))
+        return jax.lax.fori_loop(0, count, lambda n, found: look_at(n[None], found), state)
+
+    def to_the_end(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        def look(part: Array, found: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            numbers = part * _AT_ONCE + jnp.arange(_AT_ONCE)
+            # Past the end the last one is looked at again, which changes nothing.
+            return look_at(jnp.minimum(numbers, len(gt) - 1), found)
+
+        return jax.lax.fori_loop(0, -(-len(gt) // _AT_ONCE), look, state)
+
     state = (jnp.full(len(anchors), -1.0), jnp.zeros_like(nobody), nobody)
-    best, gt_index, claimed_by = jax.lax.fori_loop(0, count, look_at, state)
+    if len(gt):
+        ways = {"cpu": one_by_one, "default": to_the_end}
+        state = jax.lax.platform_dependent(state, **ways)
+    best, gt_index, claimed_by = state
     kind = jnp.where(best >= positive, 1, jnp.where(best < negative, 0, -1))
     claimed = claimed_by >= 0
     gt_index = jnp.where(claimed, claimed_by, gt_index)

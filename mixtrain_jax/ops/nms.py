@@ -2,8 +2,9 @@
 
 Greedy suppression is the only solution of "a box is kept when no kept box before it suppresses
 it", so it is found by iterating that sentence until nothing changes: each round settles at least
-one more box, and in practice a handful of rounds settles all. Everything here is about one image;
-callers vmap.
+one more box, and in practice a handful of rounds settles all. Elsewhere than on the CPU, the host
+has to wait for a look at whether anything changed: there some rounds come first without a look.
+Everything here is about one image; callers vmap.
 """
 
 import jax
@@ -11,6 +12,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from mixtrain_jax.ops import boxes as box_ops
+
+_BLIND_ROUNDS = 16  # on accelerators, before the first look
 
 
 def nms(
@@ -44,13 +47,25 @@ def sorted_nms(boxes: Array, valid: Array, threshold: float, groups: Array | Non
     if groups is not None:
         suppresses &= groups[:, None] == groups
 
-    def refine(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        keep, _ = state
-        refined = valid & ~jnp.any(suppresses & keep[:, None], axis=0)
-        return refined, jnp.any(refined != keep)
+    def refine(keep: Array) -> Array:
+        return valid & ~jnp.any(suppresses & keep[:, None], axis=0)
 
-    keep, _ = jax.lax.while_loop(lambda state: state[1], refine, (valid, jnp.array(True)))
-    return keep
+    def until_settled(keep: Array) -> Array:
+        def settle(state: tuple[Array, Array]) -> tuple[Array, Array]:
+            refined = refine(state[0])
+            return refined, jnp.any(refined != state[0])
+
+        changed = jnp.any(refine(keep) != keep)
+        return jax.lax.while_loop(lambda state: state[1], settle, (keep, changed))[0]
+
+    def after_blind_rounds(keep: Array) -> Array:
+        keep = jax.lax.fori_loop(0, _BLIND_ROUNDS, lambda _, kept: refine(kept), keep)
+        return until_settled(keep)
+
+    settled: Array = jax.lax.platform_dependent(
+        valid, cpu=until_settled, default=after_blind_rounds
+    )
+    return settled
 
 
 def class_nms(

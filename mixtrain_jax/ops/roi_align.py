@@ -6,7 +6,8 @@ is two small matrices, rows to bins and columns to bins, applied to the cells it
 cells come as square tiles cut out of an atlas, one array that holds all levels: most RoIs need one
 tile or a few, and a loop runs over just as many as there are. No level is pooled in vain, no RoI
 is too long, an empty RoI costs nothing, and the backward pass touches the same cells and no
-others.
+others. On accelerators, where a loop whose length the data decides makes the host wait, as many
+chunks of tiles as there are RoIs, and one more, are taken without a look at how many there are.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from mixtrain_jax.ops import boxes as box_ops
 
 _FINEST = 56  # a RoI of twice this side, in pixels, is the first to leave the finest level
 _MAX_SAMPLES = 4096  # of a bin, each way; a bound on the work that a wildly wrong box can ask for
+_TOUCHING = 6  # samples, more than half a cell apart, of which those that touch a cell are some
 _EXACT = jax.lax.Precision.HIGHEST
 _CPU_TILE, _CPU_CHUNK = 16, 1  # one tile at a time stays in cache
 _TILE, _CHUNK = 32, 512  # elsewhere: many tiles at once, nearly always one a RoI
@@ -147,7 +149,7 @@ def _locate(
     level = jnp.clip(jnp.floor(jnp.log2(scale + 1e-6)), 0, len(strides) - 1).astype(jnp.int32)
     image = jnp.broadcast_to(jnp.arange(len(boxes))[:, None], level.shape)
     stride = jnp.asarray(strides)
-    extents = -(-box_ops.own_pad(size)[:, None] // stride[:, None])
+    extents = -(-box_ops.padded_size(size)[:, None] // stride[:, None])
     extent = jnp.minimum(extents, jnp.asarray(shapes))[image, level]
 
     corners = boxes / stride[level][..., None] - 0.5
@@ -202,17 +204,24 @@ _pool.defvjp(_pool_forward, _pool_backward)
 def _for_each_tile(function: Callable[..., Array], carry: Array, rois: _Rois, plan: _Plan) -> Array:
     """Folds function(carry, roi, image, corner, weights) over all tiles, a chunk at a time."""
     count = jnp.prod(rois.tiles, axis=-1)
+    blind, method = 0, "scan"
+    if plan.chunk > 1:
+        count = jnp.maximum(count, 1)  # so that there are as many tiles as RoIs at least
+        blind, method = -(-len(count) // plan.chunk) + 1, "compare_all"
     ends = jnp.cumsum(count)
 
     def step(i: Array, carry: Array) -> Array:
         item = i * plan.chunk + jnp.arange(plan.chunk)
         # Items past the end become tiles below the last RoI, whose weights are all zero.
-        roi = jnp.minimum(jnp.searchsorted(ends, item, side="right"), len(count) - 1)
+        found = jnp.searchsorted(ends, item, side="right", method=method)
+        roi = jnp.minimum(found, len(count) - 1)
         some = jax.tree.map(lambda x: x[roi], rois)
         corner, weights = _tile(some, item - (ends - count)[roi], plan)
         return function(carry, roi, some.image, corner, weights)
 
-    return jax.lax.fori_loop(0, -(-ends[-1] // plan.chunk), step, carry)
+    if blind:
+        carry = jax.lax.fori_loop(0, blind, step, carry)
+    return jax.lax.fori_loop(blind, -(-ends[-1] // plan.chunk), step, carry)
 
 
 def _tile(rois: _Rois, index: Array, plan: _Plan) -> tuple[Array, Array]:
@@ -228,35 +237,45 @@ def _tile(rois: _Rois, index: Array, plan: _Plan) -> tuple[Array, Array]:
     cells = (corner - rois.origin)[..., None] + jnp.arange(plan.tile)
     # At the edge of the atlas a tile moves back over cells that belong to the tile before it.
     fresh = cells >= begin[..., None]
-    return corner, jnp.where(fresh[..., None, :], _weights(rois, cells, plan.output), 0)
+    return corner, jnp.where(fresh[..., None, :], _weights(rois, cells, plan), 0)
 
 
-def _weights(rois: _Rois, cells: Array, output: int) -> Array:
+def _weights(rois: _Rois, cells: Array, plan: _Plan) -> Array:
     """The mean, over the samples of each bin, of each cell's share in linear interpolation.
 
     Args:
       rois: R RoIs.
       cells: [R, 2, T] int32, rows and columns of their level.
-      output: bins each way.
+      plan: tells the bins each way, and whether this is for the CPU.
 
     Returns:
       [R, 2, output, T] float32.
     """
-    start, extent = rois.start[..., None], rois.extent[..., None]
-    bin_side = rois.side[..., None] / output
+    start, extent = rois.start[..., None, None], rois.extent[..., None, None]
+    bin_side = rois.side[..., None, None] / plan.output
     count = jnp.clip(jnp.ceil(bin_side), 0, _MAX_SAMPLES)
-    bins = start + jnp.arange(output) * bin_side
+    bins = start + jnp.arange(plan.output)[:, None] * bin_side
+    cells = cells[:, :, None]
 
-    def add(sample: Array, total: Array) -> Array:
+    def shares(sample: Array) -> Array:
+        """What a sample of each bin, the same for all cells or one for each, gives to the cells."""
         at = bins + (sample + 0.5) * bin_side / jnp.maximum(count, 1)
-        counts = (at >= -1) & (at <= extent) & (sample < count)
-        at = jnp.clip(at, 0, extent - 1)
-        share = jnp.maximum(1 - jnp.abs(at[..., None] - cells[..., None, :]), 0)
-        return total + jnp.where(counts[..., None], share, 0)
+        counts = (at >= -1) & (at <= extent) & (sample >= 0) & (sample < count)
+        share = jnp.maximum(1 - jnp.abs(jnp.clip(at, 0, extent - 1) - cells), 0)
+        return jnp.where(counts, share, 0)
 
-    total = jnp.zeros((*bins.shape, cells.shape[-1]), jnp.float32)
-    total = jax.lax.fori_loop(0, jnp.max(count).astype(jnp.int32), add, total)
-    return total / jnp.maximum(count, 1)[..., None]
+    if plan.chunk > 1:
+        # For each cell the few samples that can touch it: a loop over all makes the host wait.
+        apart = bin_side / jnp.maximum(count, 1)
+        first = jnp.floor((cells - 1 - bins) / jnp.maximum(apart, 1e-6) - 0.5)
+        total = sum(shares(jnp.maximum(first, 0) + i) for i in range(_TOUCHING))
+    else:
+        shape = jnp.broadcast_shapes(bins.shape, cells.shape)
+        last = jnp.max(count).astype(jnp.int32)
+        total = jax.lax.fori_loop(
+            0, last, lambda i, sums: sums + shares(i), jnp.zeros(shape, jnp.float32)
+        )
+    return total / jnp.maximum(count, 1)
 
 
 def _read(atlas: Array, image: Array, corner: Array, plan: _Plan) -> Array:

@@ -9,36 +9,77 @@ import fcntl
 import json
 import os
 import pathlib
+import secrets
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
+from absl import logging
 from etils import epath
 
-from mixtrain_jax.runtime import files
-from mixtrain_jax.runtime.errors import UserError
+from mixtrain_jax.errors import UserError
+from mixtrain_jax.runtime import hosts, storage
 
 RENEW = 30.0  # seconds
 STALE = 300.0
+LOOK = 5.0
+SHARED = 20.0  # until what one host has written is seen by all
+SETTLE = 1.0  # until a second writer of the same instant has written too
+
+
+@contextlib.contextmanager
+def hold(workdir: epath.PathLike) -> Iterator[None]:
+    """Holds a workdir for a run of any number of processes: the first locks it, all must see that.
+
+    Raises:
+      UserError: the first cannot lock it, or it is another directory on another host; all raise it.
+    """
+    with hosts.on_first(lock(workdir)):
+        key = hosts.from_first("lock", _key(workdir))
+        seen = hosts.from_all("lock seen", _sees(workdir, key))
+        if not all(seen):
+            raise UserError(
+                f"{workdir} is not shared: host {seen.index(False)} does not see there what host 0 "
+                "has written; give --workdir a path of a shared file system or of a bucket"
+            )
+        yield
+
+
+def _sees(workdir: epath.PathLike, key: str | None) -> bool:
+    """Whether this host finds the first host's lock; network file systems may need a while."""
+    end = time.monotonic() + SHARED
+    while _key(workdir) != key:
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.5)
+    return True
+
+
+def _key(workdir: epath.PathLike) -> str | None:
+    """The key that a workdir's lock holds now."""
+    try:
+        return json.loads(storage.read(storage.absolute(workdir) / "lock"))["key"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 @contextlib.contextmanager
 def lock(workdir: epath.PathLike) -> Iterator[None]:
     """Holds `workdir`/lock, making the directory if it is not there.
 
-    In a run of several processes only the first should take it.
+    In a run of several processes only the first should take it; see `hold`.
 
     Raises:
       UserError: another run holds the lock, or the directory cannot be written.
     """
-    path = epath.Path(workdir) / "lock"
-    holder = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _take(path, holder)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    path = storage.absolute(workdir) / "lock"
+    pid = os.getpid()
+    holder = {"host": socket.gethostname(), "pid": pid, "started": _started(pid)}
+    holder["key"] = secrets.token_hex(8)
+    storage.make_directory(path.parent)
+    _take(path, holder)
     done = threading.Event()
     thread = threading.Thread(target=_renew, args=(path, holder, done), daemon=True)
     thread.start()
@@ -46,42 +87,48 @@ def lock(workdir: epath.PathLike) -> Iterator[None]:
         yield
     finally:
         done.set()
-        thread.join()
+        thread.join(RENEW)  # one that is waiting for a server need not be waited for
         with contextlib.suppress(OSError):
-            path.unlink()
+            storage.delete(path)
 
 
-def _take(path: epath.Path, holder: dict) -> None:
+def _take(path: epath.Path, holder: dict[str, Any]) -> None:
     """Writes the lock if it is free or stale; of several that try at the same instant one can.
 
-    That needs a file system that locks directories; on object stores the later writer wins.
+    A file system that locks directories sees to that; on object stores the later writer wins, and
+    the earlier one finds out when it looks again.
     """
     with contextlib.ExitStack() as stack:
-        if "://" not in os.fspath(path):
+        if storage.is_local(path):
             directory = os.open(path.parent, os.O_RDONLY)
             stack.callback(os.close, directory)  # which gives the directory free, as death does
             with contextlib.suppress(OSError):
                 fcntl.flock(directory, fcntl.LOCK_EX)
-        _refuse_second(path)
+        _refuse_second(path, holder)
         _write(path, holder)
+    if not storage.is_local(path):
+        time.sleep(SETTLE)
+        _refuse_second(path, holder)
 
 
-def _write(path: epath.Path, holder: dict) -> None:
-    files.write_json(path, holder | {"renewed": time.time()})
+def _write(path: epath.Path, holder: dict[str, Any]) -> None:
+    storage.write_json(path, holder | {"renewed": time.time()})
 
 
-def _refuse_second(path: epath.Path) -> None:
-    """Raises a UserError when a living run holds the lock."""
+def _refuse_second(path: epath.Path, ours: dict[str, Any]) -> None:
+    """Raises a UserError when a living run other than ours holds the lock."""
     try:
-        holder = json.loads(path.read_text())
+        holder = json.loads(storage.read(path))
         host, pid, started = holder["host"], holder["pid"], holder["started"]
         renewed = holder["renewed"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return
+    if holder.get("key") == ours["key"]:
+        return
     if host == socket.gethostname():
         living = _started(pid) == started
     else:
-        living = time.time() - renewed < STALE
+        living = time.time() - renewed < STALE and _renewed_while_waited(path, holder)
     if living:
         raise UserError(
             f"another run (process {pid} on {host}) uses {path.parent}; "
@@ -89,10 +136,32 @@ def _refuse_second(path: epath.Path) -> None:
         )
 
 
-def _renew(path: epath.Path, holder: dict, done: threading.Event) -> None:
+def _renewed_while_waited(path: epath.Path, holder: dict[str, Any]) -> bool:
+    """Whether a run on another host renews its lock; False when it was not for `STALE` seconds.
+
+    So a run that is started again right after its hosts were taken away waits and goes on.
+    """
+    print(
+        f"{path} was renewed {time.time() - holder['renewed']:.0f} s ago by process "
+        f"{holder['pid']} on {holder['host']}; waiting to see whether it is alive",
+        flush=True,
+    )
+    while time.time() - holder["renewed"] < STALE:
+        time.sleep(LOOK)
+        try:
+            if json.loads(storage.read(path))["renewed"] != holder["renewed"]:
+                return True
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return False
+    return False
+
+
+def _renew(path: epath.Path, holder: dict[str, Any], done: threading.Event) -> None:
     while not done.wait(RENEW):
-        with contextlib.suppress(UserError):  # a full disk is told where something is lost by it
+        try:
             _write(path, holder)
+        except Exception as error:  # the thread has to live as long as the run
+            logging.info("%s is not renewed: %s", path, error)
 
 
 def _started(pid: int) -> str | None:

@@ -14,13 +14,13 @@ import os
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 _NEVER = -1
 _ARENAS = 3
-_SPARING = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
+_LOW_MEMORY = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 
 
 def prepare() -> None:
     """Does all of this for a process that computes on the CPU, before JAX's devices start."""
     keep_freed()
-    hold_less()
+    prefer_low_memory_schedule()
 
 
 def keep_freed() -> bool:
@@ -31,11 +31,11 @@ def keep_freed() -> bool:
     )
 
 
-def hold_less() -> None:
-    """Has XLA order operations so that less is held at once, before JAX's devices start.
+def prefer_low_memory_schedule() -> None:
+    """Has XLA order operations so that less memory is held at once, before JAX's devices start.
 
     By default it orders them so that more can run at once, for more cores than a device has here.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    if _SPARING not in flags:
-        os.environ["XLA_FLAGS"] = f"{_SPARING} {flags}"  # those of the user come last, and win
+    if _LOW_MEMORY not in flags:
+        os.environ["XLA_FLAGS"] = f"{_LOW_MEMORY} {flags}"  # those of the user come last, and win

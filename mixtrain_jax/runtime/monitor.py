@@ -5,10 +5,8 @@ writes the files; a disk that is full costs log lines and one warning, never the
 """
 
 import contextlib
-import datetime
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +15,13 @@ from typing import Any
 import numpy as np
 from absl import logging
 from etils import epath
+from tqdm import tqdm
 
-from mixtrain_jax.runtime import events, files
+from mixtrain_jax.runtime import storage
+from mixtrain_jax.runtime.event_files import EventFiles
 
-BAR = 20  # characters
+BAR = "[{bar:20}] {percentage:3.0f}%"  # as tqdm writes it
+OFTEN = 20.0  # seconds between lines on the terminal at most, but for steps that take longer
 UPLOAD = 60.0  # seconds between writes where files cannot be appended to (gs://)
 
 
@@ -39,6 +40,7 @@ class Monitor:
         batch_size: int,
         start_step: int = 0,
         active: bool = True,
+        page: Callable[[], None] | None = None,
     ):
         """Opens the files.
 
@@ -48,24 +50,24 @@ class Monitor:
           batch_size: images a step, over all devices.
           start_step: steps taken before this run.
           active: False makes every method do nothing (all processes but the first).
+          page: writes the run's page; called after pictures and scores, and at the end.
         """
         self.total_steps = total_steps
         self._batch_size = batch_size
         self._active = active
         self._step = start_step
-        self._rate = 0.0  # smoothed steps a second
-        self._intervals = 0
+        self._rate: float | None = None  # smoothed steps a second
         self._waited = self._paused = 0.0
         self._last = time.perf_counter()
+        self._told: float | None = None  # when the last line was printed
         self._failed = False
+        self._page = page
         if active:
             workdir = self._workdir = epath.Path(workdir)
-            stamp = f"{time.time():.0f}.{os.getpid()}"
             self._writer = ThreadPoolExecutor(1, "monitor")
             self._jsonl = _Appended(workdir / "metrics.jsonl")
-            self._events = _Appended(workdir / f"events.out.tfevents.{stamp}")
+            self._events = EventFiles(workdir, start_step + 1)
             self._write(lambda: self._jsonl.start(lambda text: _until(text, start_step)))
-            self._write(lambda: self._events.start(lambda _: events.header(start_step + 1)))
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -76,7 +78,7 @@ class Monitor:
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Keeps an evaluation or a save out of the images a second."""
+        """Keeps a compilation, an evaluation or a save out of the images a second."""
         start = time.perf_counter()
         yield
         self._paused += time.perf_counter() - start
@@ -92,17 +94,33 @@ class Monitor:
         """
         if not self._active:
             return
-        now = time.perf_counter()
-        seconds = max(now - self._last - self._paused, 1e-9)
-        rate = (step - self._step) / seconds
-        # The first interval holds the compilation, so the second one starts the mean anew.
-        self._rate = rate if self._intervals < 2 else 0.7 * self._rate + 0.3 * rate
-        self._intervals += 1
-        speed = {"images_per_second": rate * self._batch_size, "input_wait": self._waited / seconds}
-        self._step, self._last, self._waited, self._paused = step, now, 0.0, 0.0
         numbers = {name: float(value) for name, value in metrics.items()}
-        self._print(self._line(step, numbers, speed))
+        rate, speed = self._speed(step)
+        self._rate = rate if self._rate is None else 0.7 * self._rate + 0.3 * rate
+        self._step, self._last, self._waited, self._paused = step, time.perf_counter(), 0.0, 0.0
+        self._print(self._line(step, numbers, speed, self._rate))
         self.scalars(step, numbers | speed)
+
+    def overdue(self) -> bool:
+        """Whether the terminal has been silent for long: at the first step, and then by time."""
+        return self._active and (self._told is None or time.perf_counter() - self._told >= OFTEN)
+
+    def tell(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Prints the line that `log` would print, and writes nothing."""
+        if not self._active:
+            return
+        numbers = {name: float(value) for name, value in metrics.items()}
+        rate, speed = self._speed(step)
+        self._print(self._line(step, numbers, speed, self._rate or rate))
+
+    def _speed(self, step: int) -> tuple[float, dict[str, float]]:
+        """Steps a second since the last `log`, and what of it is told."""
+        seconds = max(time.perf_counter() - self._last - self._paused, 1e-9)
+        rate = (step - self._step) / seconds
+        return rate, {
+            "images_per_second": rate * self._batch_size,
+            "input_wait": self._waited / seconds,
+        }
 
     def scalars(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Writes metrics ("val/AP") to metrics.jsonl and TensorBoard; prints nothing."""
@@ -113,40 +131,56 @@ class Monitor:
             name: value if math.isfinite(value) else None for name, value in numbers.items()
         }
         self._write(lambda: self._jsonl.add(json.dumps(record).encode() + b"\n"))
-        self._write(lambda: self._events.add(events.scalars(step, numbers)))
+        self._write(lambda: self._events.scalars(step, numbers))
 
     def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
         """Writes a picture, [H, W, 3] uint8, to TensorBoard and as pictures/NAME_STEP.png."""
         if self._active:
             path = self._workdir / "pictures" / f"{name}_{step:07d}.png"
-            self._write(lambda: self._events.add(events.picture(step, name, pixels)))
-            self._write(lambda: files.write(path, events.png(pixels)))
+            self._write(lambda: self._events.picture(step, name, pixels))
+            self._write(lambda: storage.write(path, storage.png(pixels)))
+            self.page()
+
+    def page(self) -> None:
+        """Writes the run's page anew, once all that was told before is written."""
+        if self._active and self._page is not None:
+            self._write(self._page)
+
+    def flush(self) -> None:
+        """Has all lines so far uploaded, where files cannot be appended to; returns at once."""
+        if self._active:
+            self._write(self._jsonl.close)
 
     def close(self) -> None:
         """Returns when everything is written."""
         if self._active:
             self._write(self._jsonl.close)
+            self.page()
             self._write(self._events.close)
             self._writer.shutdown()
 
-    def _line(self, step: int, metrics: Mapping[str, float], speed: Mapping[str, float]) -> str:
-        share = min(step / max(self.total_steps, 1), 1.0)
-        bar = ("#" * int(share * BAR)).ljust(BAR, ".")
+    def _line(
+        self, step: int, metrics: Mapping[str, float], speed: Mapping[str, float], rate: float
+    ) -> str:
         width = len(str(self.total_steps))
         terms = " ".join(
             f"{name} {value:.4g}" for name, value in metrics.items() if "/" not in name
         )
-        eta = "?"
-        if self._rate:
-            left = max(self.total_steps - step, 0) / self._rate
-            eta = str(datetime.timedelta(seconds=round(left)))
-        return (
-            f"step {step:{width}}/{self.total_steps} [{bar}] {share:4.0%} | {terms} | "
-            f"{speed['images_per_second']:.1f} images/s | input wait {speed['input_wait']:.0%} | "
-            f"ETA {eta}"
+        told = (
+            f"{terms} | {speed['images_per_second']:.1f} images/s | "
+            f"input wait {speed['input_wait']:.0%}"
+        )
+        return tqdm.format_meter(
+            step,
+            max(self.total_steps, 1),
+            elapsed=1.0,  # of no matter where a rate is given
+            rate=rate or None,
+            ascii=".#",
+            bar_format=f"step {step:{width}}/{self.total_steps} {BAR} | {told} | ETA {{remaining}}",
         )
 
     def _print(self, line: str) -> None:
+        self._told = time.perf_counter()
         try:
             print(line, flush=True)
         except OSError as error:  # standard output may be a file on a full disk
@@ -172,17 +206,17 @@ class _Appended:
 
     def __init__(self, path: epath.Path):
         self._path = path
-        self._local = "://" not in os.fspath(path)
+        self._local = storage.is_local(path)
         self._content = b""
         self._uploaded = time.monotonic()
 
     def start(self, first: Callable[[bytes], bytes]) -> None:
         """Writes what `first` makes of the content there is."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        content = first(self._path.read_bytes() if self._path.exists() else b"")
-        draft = self._path.with_name(self._path.name + ".tmp")
-        draft.write_bytes(content)
-        draft.replace(self._path)
+        try:
+            content = first(storage.read(self._path))
+        except FileNotFoundError:
+            content = b""
+        storage.write(self._path, content)
         if not self._local:
             self._content = content
 
@@ -198,7 +232,12 @@ class _Appended:
     def close(self) -> None:
         if not self._local:
             self._uploaded = time.monotonic()
-            self._path.write_bytes(self._content)
+            storage.write(self._path, self._content)
+
+
+def due(step: int, every: int, last: int) -> bool:
+    """Whether something done every so many steps, and after the last one, is due after `step`."""
+    return step == last or (every > 0 and step % every == 0)
 
 
 def _until(text: bytes, step: int) -> bytes:

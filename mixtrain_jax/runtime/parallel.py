@@ -16,7 +16,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -24,29 +23,28 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mixtrain_jax.runtime import memory
-from mixtrain_jax.runtime.errors import BAD_INPUT, UserError
+from mixtrain_jax.errors import BAD_INPUT, BUG, LOST, LostPeer, UserError
+from mixtrain_jax.runtime import hosts, launchers
 
 AXIS = "batch"
-LOST = 70  # the exit code of a process that had to end because another did
 JOINING = 300  # seconds to wait for the other processes at the start
 SILENCE = 60  # seconds after which a process that says nothing is taken for dead
 _SIGNS_OF_LOSS = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "oordination service")
-_AHEAD = 2  # batches on the devices: the one to come, and the one after it
+AHEAD = 2  # batches on the devices: the one to come, and the one after it
 
 
-def total(tree: Any) -> Any:
+def sum_over_devices(tree: Any) -> Any:
     """Sums arrays over all devices of all hosts; only inside a mapped function."""
     return jax.lax.psum(tree, AXIS)
 
 
-def place(tree: Any) -> Any:
+def replicate(tree: Any) -> Any:
     """Puts one copy of a tree of arrays on every local device."""
     mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
-def spread(batch: Any) -> Any:
+def shard(batch: Any) -> Any:
     """Cuts the leading axis B of every array into [local devices, B / local devices]."""
     count = jax.local_device_count()
     return jax.tree.map(lambda x: x.reshape(count, len(x) // count, *x.shape[1:]), batch)
@@ -61,26 +59,31 @@ def prefetch(batches: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
       batches: trees of numpy arrays [B, ...].
 
     Yields:
-      Each batch as it came, and as `spread` cuts it, on the devices.
+      Each batch as it came, and as `shard` cuts it, on the devices.
     """
     shares = NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), PartitionSpec(AXIS))
     waiting: collections.deque[tuple[Any, Any]] = collections.deque()
-    for batch in batches:
-        waiting.append((batch, jax.device_put(spread(batch), shares)))
-        if len(waiting) == _AHEAD:
+    while True:
+        hosts.at(doing="waiting for images")
+        batch = next(batches, None)
+        if batch is None:
+            break
+        waiting.append((batch, jax.device_put(shard(batch), shares)))
+        hosts.at(doing="computing")
+        if len(waiting) == AHEAD:
             yield waiting.popleft()
     yield from waiting
 
 
 def gather(tree: Any) -> Any:
-    """Fetches what `spread` and a mapped function made, as numpy arrays [B, ...]."""
+    """Fetches what `shard` and a mapped function made, as numpy arrays [B, ...]."""
     return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), jax.device_get(tree))
 
 
-def map_step(step: Callable, devices: Sequence | None = None) -> jax.stages.Wrapped:
-    """Maps step(state, batch) -> (state, metrics, lesson) over devices; all of them if None.
+def map_step(step: Callable[..., Any], devices: Sequence[Any] | None = None) -> jax.stages.Wrapped:
+    """Maps step(state, batch) -> (state, metrics, output) over devices; all of them if None.
 
-    State and metrics are un-stacked, batch and lesson have a leading device axis. The old state's
+    State and metrics are un-stacked, batch and output have a leading device axis. The old state's
     memory is reused for the new one.
     """
     return jax.pmap(
@@ -93,12 +96,80 @@ def map_step(step: Callable, devices: Sequence | None = None) -> jax.stages.Wrap
     )
 
 
-def map_predict(predict: Callable) -> Callable:
+def shard_map_step(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Maps a step as `map_step` does, by jit of shard_map over the devices of all processes.
+
+    The state stays one array for all devices from step to step. `pmap` makes every leaf anew on its
+    way in and out where there are several processes, which for a thousand leaves takes the main
+    thread longer than a step should take the devices.
+    """
+    mesh = Mesh(np.array(jax.devices()), (AXIS,))
+    same, cut = PartitionSpec(), PartitionSpec(AXIS)
+
+    def on_one(state: Any, batch: Any) -> tuple[Any, Any, Any]:
+        state, metrics, output = step(state, jax.tree.map(lambda x: x[0], batch))
+        return state, metrics, jax.tree.map(lambda x: x[None], output)
+
+    mapped = jax.jit(
+        jax.shard_map(
+            on_one, mesh=mesh, in_specs=(same, cut), out_specs=(same, same, cut), check_vma=False
+        ),
+        donate_argnums=0,
+    )
+
+    def run(state: Any, batch: Any) -> tuple[Any, Any, Any]:
+        everywhere, parts = NamedSharding(mesh, same), NamedSharding(mesh, cut)
+        state, metrics, output = mapped(_of_all(state, everywhere), _of_all(batch, parts))
+        return state, metrics, of_this_host(output)
+
+    return run
+
+
+def of_this_host(tree: Any) -> Any:
+    """Arrays over the devices of all processes as arrays over this one's; nothing is copied."""
+    mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
+
+    def local(array: Any) -> Any:
+        if not isinstance(array, jax.Array) or array.is_fully_addressable:
+            return array
+        spec = PartitionSpec() if array.is_fully_replicated else PartitionSpec(AXIS)
+        shape = array.shape
+        if not array.is_fully_replicated:
+            shape = (jax.local_device_count(), *shape[1:])
+        shards = [shard.data for shard in array.addressable_shards]
+        return jax.make_array_from_single_device_arrays(shape, NamedSharding(mesh, spec), shards)
+
+    return jax.tree.map(local, tree)
+
+
+def _of_all(tree: Any, sharding: NamedSharding) -> Any:
+    """Arrays over this process's devices as arrays over all; nothing is copied."""
+
+    def everywhere(array: Any) -> Any:
+        if array.sharding == sharding:
+            return array
+        shape = array.shape
+        if not sharding.is_fully_replicated:
+            shape = (jax.device_count(), *shape[1:])
+        shards = [shard.data for shard in array.addressable_shards]
+        return jax.make_array_from_single_device_arrays(shape, sharding, shards)
+
+    return jax.tree.map(everywhere, tree)
+
+
+# By `config.mapping`.
+MAPPINGS: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
+    "pmap": map_step,
+    "shard_map": shard_map_step,
+}
+
+
+def map_predict(predict: Callable[..., Any]) -> Callable[..., Any]:
     """Maps predict(params, view) -> result: params un-stacked, the rest with a device axis."""
     return jax.pmap(predict, axis_name=AXIS, in_axes=(None, 0), out_axes=0)
 
 
-def collect(entries: list) -> list:
+def collect(entries: list[Any]) -> list[Any]:
     """Joins the hosts' lists of plain JSON values in the hosts' order; every host gets all."""
     if jax.process_count() == 1:
         return entries
@@ -110,53 +181,43 @@ def collect(entries: list) -> list:
 
 
 @contextlib.contextmanager
-def on_first(context: AbstractContextManager) -> Iterator[None]:
-    """Enters a context on the first host only.
-
-    Raises:
-      UserError: entering it failed there; every host raises it.
-    """
-    with contextlib.ExitStack() as stack:
-        trouble = []
-        if jax.process_index() == 0:
-            try:
-                stack.enter_context(context)
-            except UserError as error:
-                trouble = [str(error)]
-        if found := collect(trouble):
-            raise UserError(found[0])
-        yield
-
-
-@contextlib.contextmanager
-def together() -> Iterator[None]:
+def abort_all_on_error() -> Iterator[None]:
     """Ends this process when it, or one it computes with, has failed; none waits for the others.
 
     A process that left the others by the usual way out would wait for them there, and they for it
-    in their next sum over devices. So it says why in one line, and ends at once. One that hangs, or
-    whose machine is gone without a word, JAX finds out after `SILENCE`, and aborts the others.
+    in their next sum over devices. So it says why in one line, there and to the others, and ends at
+    once; their watches (`hosts`) end them with the same exit code. One that hangs, or whose machine
+    is gone without a word, is found out by the watches, and after `SILENCE` by JAX.
     """
     try:
         yield
     except Exception as error:
         if jax.process_count() == 1:
             raise
-        code, line = LOST, str(error)
+        code, line = BUG, f"{type(error).__name__}: {error}"
         if isinstance(error, UserError):
-            code = BAD_INPUT
+            code, line = BAD_INPUT, str(error)
+        elif isinstance(error, LostPeer):
+            code, line = error.code, str(error)
         elif any(sign in line for sign in _SIGNS_OF_LOSS):
+            code = LOST
             line = (
-                "another process of this run is gone; start all of them again to go on after the "
+                "another process of this run is gone; start all of them again to resume after the "
                 f"last checkpoint ({line[:150]})"
             )
+            time.sleep(4 * hosts.BEAT)  # in which the watch may hear which it was, and why
         else:
             traceback.print_exc()
-            line = f"{type(error).__name__}: {line}"
-        print("error: " + " ".join(line.split()), file=sys.stderr, flush=True)
+        hosts.silence()  # one line is enough
+        line = " ".join(line.split())
+        print(f"error: {line}", file=sys.stderr, flush=True)
         sys.stdout.flush()
+        if code != LOST:
+            hosts.tell_end(code, line)
         if jax.process_index() == 0:
-            time.sleep(2)  # when it is gone JAX aborts the others, which may be telling the same
+            time.sleep(3 * hosts.BEAT)  # the service ends with this process; let the others hear
         os._exit(code)
+    hosts.finish()
 
 
 def say(line: str) -> None:
@@ -165,14 +226,24 @@ def say(line: str) -> None:
         print(line, flush=True)
 
 
+@contextlib.contextmanager
+def timed(what: str) -> Iterator[None]:
+    """Says, on the first host, that something long begins, and then how long it took."""
+    say(f"{what} ...")
+    begin = time.perf_counter()
+    yield
+    say(f"{what} took {time.perf_counter() - begin:.1f} s")
+
+
 def start(
     coordinator: str | None = None, processes: int | None = None, process: int | None = None
 ) -> None:
-    """Prepares JAX: joins the other processes, and sets the compilation cache.
+    """Joins the other processes, and sets the compilation cache.
 
-    Without arguments the other processes are those of the Slurm step or the Cloud TPU slice that
-    this one runs in, if there is such a thing. The cache, by which a second start compiles nothing,
-    is where JAX_COMPILATION_CACHE_DIR says, or in the user's cache directory.
+    Without arguments the other processes are those of the Slurm step, the Open MPI or Kubernetes
+    job or the Cloud TPU slice that this one runs in, if there is such a thing. The cache, by which
+    a second start compiles nothing, is where JAX_COMPILATION_CACHE_DIR says, or in the user's cache
+    directory.
 
     Args:
       coordinator: HOST:PORT where the first process can be reached by all.
@@ -188,17 +259,16 @@ def start(
         "jax_compilation_cache_dir", cache or os.path.expanduser("~/.cache/mixtrain_jax")
     )
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    if cpu_only():
-        memory.prepare()
 
     given = coordinator, processes, process
     if any(value is not None for value in given):
         _join(*given)
-    elif int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        _initialize(cluster_detection_method="slurm")
+    elif (how := launchers.found(os.environ, len(glob.glob("/dev/nvidia[0-9]*")))) is not None:
+        _initialize(**how)
     elif _on_cloud_tpu():
         with contextlib.suppress(ValueError):  # a machine with a TPU that is no Cloud TPU VM
             _initialize()
+    hosts.start_watch()
 
 
 def _join(coordinator: str | None, processes: int | None, process: int | None) -> None:
@@ -225,7 +295,7 @@ def _initialize(**which: Any) -> None:
         ) from error
     # The first sum connects the processes, and each waits only seconds for the others: now they
     # come together, later one may compile for minutes longer.
-    meet = jax.pmap(total, axis_name=AXIS)(np.ones(jax.local_device_count()))
+    meet = jax.pmap(sum_over_devices, axis_name=AXIS)(np.ones(jax.local_device_count()))
     jax.block_until_ready(meet)
 
 
@@ -236,6 +306,16 @@ def _on_cloud_tpu() -> bool:
     return "tpu" in wanted and bool(chips) and importlib.util.find_spec("libtpu") is not None
 
 
+def describe() -> str:
+    """One line: how many processes and devices compute together, and what the devices are."""
+    kinds = sorted({device.device_kind for device in jax.devices()})
+    count, here = jax.device_count(), jax.local_device_count()
+    return (
+        f"{jax.process_count()} host{'s' if jax.process_count() > 1 else ''}, {count} "
+        f"device{'s' if count > 1 else ''} ({', '.join(kinds)}), {here} on this host"
+    )
+
+
 def cpu_only() -> bool:
     """Whether JAX can only compute on the CPU; known without starting its devices."""
     if platforms := os.environ.get("JAX_PLATFORMS"):
@@ -244,21 +324,11 @@ def cpu_only() -> bool:
     return not plugins and importlib.util.find_spec("libtpu") is None
 
 
+def device_count() -> int:
+    """Returns how many devices all hosts have together."""
+    return jax.device_count()
+
+
 def host() -> tuple[int, int]:
     """Returns this host's number and how many hosts there are."""
     return jax.process_index(), jax.process_count()
-
-
-def check_batch_size(name: str, size: int, parts: int = 1, devices: int | None = None) -> None:
-    """Checks that a global batch can be shared by all devices (or so many) in equal parts.
-
-    Raises:
-      UserError: `size` is not a multiple of what is needed; the message names the config field.
-    """
-    devices = devices or jax.device_count()
-    unit = devices * parts
-    if size <= 0 or size % unit:
-        raise UserError(
-            f"config.{name} is {size}: make it a multiple of {unit} "
-            f"({devices} devices x {parts} parts a device)"
-        )

@@ -9,14 +9,15 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from configs import common
-from mixtrain_jax.data import records, sources
+from mixtrain_jax.config import recipes
+from mixtrain_jax.data.sources.dataset import Dataset
+from mixtrain_jax.data.sources.load import load_dataset
 
 
 @pytest.fixture
 def config() -> ConfigDict:
     """Small scales and buckets, batches of four, a mixed half from the first step on."""
-    config = common.base()
+    config = recipes.base()
     config.batch_size = 4
     config.data.max_boxes = 5
     config.data.train.scale = (96, 32, 64)
@@ -66,10 +67,10 @@ def coco_files(tmp_path: pathlib.Path, config: ConfigDict) -> Callable[..., dict
 
 
 @pytest.fixture
-def dataset(coco_files: Callable[..., dict], config: ConfigDict) -> records.Dataset:
-    """Nine photographs of several sizes, the last without boxes."""
+def dataset(coco_files: Callable[..., dict], config: ConfigDict) -> Dataset:
+    """Nine images of several sizes, the last without boxes."""
     sizes = [(40, 60), (60, 40), (48, 48), (40, 60), (60, 40), (50, 55)]
     sizes += [(40, 60), (60, 40), (64, 32)]
     one, two, large = [(4, 6, 20, 20)], [(1, 1, 9, 9), (9, 9, 12, 30)], [(8, 8, 30, 30)]
     coco_files(sizes, [one, two, large, one, two, large, one, one, []])
-    return sources.load(config.data, "train")
+    return load_dataset(config.data, "train")

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image, ImageOps
 
-from mixtrain_jax.data import color
+from mixtrain_jax.data.views import color
 
 GOLDEN = np.load(pathlib.Path(__file__).parents[1] / "golden" / "pipeline.npz")
 

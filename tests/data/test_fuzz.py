@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mixtrain_jax.data import coco, records
-from mixtrain_jax.runtime.errors import UserError
+from mixtrain_jax.config import load as configs
+from mixtrain_jax.config import own_data, recipes
+from mixtrain_jax.data.sources import coco, image_files, load
+from mixtrain_jax.data.sources.dataset import Dataset
+from mixtrain_jax.errors import UserError
+from tests.data import cases
 
 ODD = [
     None,
@@ -79,7 +83,7 @@ def _mutate(content, rng: random.Random) -> bytes:
     return bytes(text)
 
 
-def _check(dataset: records.Dataset, max_boxes: int) -> None:
+def _check(dataset: Dataset, max_boxes: int) -> None:
     """What is promised of any data set that is accepted."""
     assert len(dataset.boxes) == len(dataset.labels) == len(dataset.sizes) == len(dataset)
     assert len(set(dataset.image_ids.tolist())) == len(dataset)
@@ -106,7 +110,7 @@ def _fuzz_annotations(coco_files, config, tmp_path, count: int) -> None:
     for seed in range(count):
         path.write_bytes(_mutate(content, random.Random(seed)))
         try:
-            dataset = coco.load(str(path), config.data.train.images, 2)
+            dataset = load.complete(coco.read(str(path), config.data.train.images), "coco", 2)
         except UserError as error:
             refusals.append(str(error))
         else:
@@ -143,13 +147,54 @@ def _fuzz_images(count: int) -> None:
         if rng.random() < 0.2:
             del data[rng.randrange(len(data)) :]
         try:
-            decoded = records.decode(bytes(data), (24, 32))
-        except records.Unreadable:
+            decoded = image_files.decode(bytes(data), (24, 32))
+        except image_files.UnreadableImage:
             continue
         read += 1
         assert decoded.shape == (24, 32, 3)
         assert decoded.dtype == np.uint8
     assert 0 < read < count
+
+
+def _damage(text: bytes, rng: random.Random) -> bytes:
+    """Bytes changed, dropped, repeated or cut off."""
+    data = bytearray(text)
+    for _ in range(rng.randint(1, 6)):
+        place = rng.randrange(len(data))
+        act = rng.random()
+        if act < 0.4:
+            data[place] = rng.choice(b"0123456789.-<>/: \n\t[]{}'\"aeN\x00\xff")
+        elif act < 0.6:
+            del data[place : place + rng.randint(1, 20)]
+        else:
+            data[place:place] = data[place : place + rng.randint(1, 40)]
+        data = data or bytearray(b" ")
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["voc", "yolo"])
+def test_voc_and_yolo(tmp_path, kind):
+    getattr(cases, kind)(tmp_path)
+    patterns = ("*/*.xml", "*/*.txt", "*.yaml")
+    changed = sorted(path for pattern in patterns for path in tmp_path.glob(pattern))
+    originals = {path: path.read_bytes() for path in changed}
+    refusals, accepted = [], 0
+    for seed in range(150):
+        rng = random.Random(seed)
+        path = rng.choice(changed)
+        path.write_bytes(_damage(originals[path], rng))
+        try:
+            overrides = own_data.of_folder(str(tmp_path), {"data.val_share": "0"})
+            data = configs.override_all(recipes.base(), overrides | {"data.max_boxes": "2"}).data
+            dataset = load.load_dataset(data, "train")
+        except UserError as error:
+            refusals.append(str(error))
+        else:
+            accepted += 1
+            _check(dataset, 2)
+        path.write_bytes(originals[path])
+    assert all("\n" not in message and len(message) < 1000 for message in refusals)
+    assert accepted > 75
 
 
 def test_annotations(coco_files, config, tmp_path):

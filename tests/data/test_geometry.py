@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mixtrain_jax.data import color, geometry
+from mixtrain_jax.data.views import color, geometry
 
 GOLDEN = np.load(pathlib.Path(__file__).parents[1] / "golden" / "pipeline.npz")
 IMAGE = np.random.default_rng(0).integers(0, 256, (37, 53, 3), np.uint8)

@@ -4,11 +4,17 @@ import jax
 import numpy as np
 import pytest
 
-from mixtrain_jax.data import plan, sources
+from mixtrain_jax.data.input import plan
+from mixtrain_jax.data.sources.load import load_dataset
 
 
 def _steps(dataset, config, start_step=0):
-    return plan.steps(plan.Stream(dataset, config), config, start_step)
+    switch = plan.first_mixed_step(config.mixtraining)
+    return plan.steps(_stream(dataset, config), config.batch_size, switch, start_step)
+
+
+def _stream(dataset, config):
+    return plan.Stream(dataset, config.seed, config.data.train)
 
 
 def _same(one, other) -> None:
@@ -52,7 +58,7 @@ def test_every_place_is_used_once(dataset, config, enabled):
     mixed = np.concatenate([s.mixed for s in steps])
     used = np.concatenate([normal, mixed])
     assert len(used) == len(np.unique(used)) == 300 * 4
-    stream = plan.Stream(dataset, config)
+    stream = _stream(dataset, config)
     epochs = used.max() // 9 + 1
     assert all(
         sorted(stream.row(9 * e + i) for i in range(9)) == list(range(9)) for e in range(epochs)
@@ -71,9 +77,9 @@ def test_every_place_is_used_once(dataset, config, enabled):
 def test_halves_are_drawn_evenly(coco_files, config):
     """With boxes: normal half of the time, else mixed; without: mixed half of the time, or out."""
     coco_files([(48, 48)] * 40, [[(4, 6, 20, 20)]] * 36 + [[]] * 4)
-    dataset = sources.load(config.data, "train")
+    dataset = load_dataset(config.data, "train")
     steps = _take(_steps(dataset, config), 4000)
-    stream = plan.Stream(dataset, config)
+    stream = _stream(dataset, config)
     epochs = max(step.mixed.max() for step in steps) / 40
     normal, mixed = (
         np.bincount([stream.row(p) for step in steps for p in getattr(step, half)], minlength=40)
@@ -81,7 +87,7 @@ def test_halves_are_drawn_evenly(coco_files, config):
     )
     np.testing.assert_allclose((normal + mixed)[:36], epochs, rtol=0.02)  # all that may be waiting
     share = normal[:36].sum() / (normal + mixed)[:36].sum()
-    assert 0.5 < share < 0.55  # partners of photographs without boxes are normal
+    assert 0.5 < share < 0.55  # partners of images without boxes are normal
     assert (normal[36:] == 0).all()
     np.testing.assert_allclose(mixed[36:] / epochs, 0.5, atol=0.08)
 
@@ -89,7 +95,7 @@ def test_halves_are_drawn_evenly(coco_files, config):
 def test_short_sides_stay_uniform(dataset, config):
     """Sharing a bucket leaves the short side of each view uniform over the whole range."""
     low, high = config.data.train.scale[1:]
-    stream = plan.Stream(dataset, config)
+    stream = _stream(dataset, config)
     shorts = []
     for step in _take(_steps(dataset, config), 2000):
         bucket = stream.buckets.index(step.bucket)

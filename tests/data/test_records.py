@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mixtrain_jax.data import records
+from mixtrain_jax.data.sources import image_files
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
 
@@ -27,34 +27,34 @@ def _encode(image, **options) -> bytes:
     ],
 )
 def test_modes(image, expected):
-    np.testing.assert_array_equal(records.decode(_encode(image), (6, 9)), expected)
+    np.testing.assert_array_equal(image_files.decode(_encode(image), (6, 9)), expected)
 
 
 def test_palette_and_one_bit():
     palette = Image.fromarray(PIXELS).quantize(256, dither=0)
     np.testing.assert_array_equal(
-        records.decode(_encode(palette)), np.asarray(palette.convert("RGB"))
+        image_files.decode(_encode(palette)), np.asarray(palette.convert("RGB"))
     )
     bits = PIXELS[..., 0] > 100
-    np.testing.assert_array_equal(records.decode(_encode(bits))[..., 1], bits * 255)
+    np.testing.assert_array_equal(image_files.decode(_encode(bits))[..., 1], bits * 255)
 
 
 def test_sixteen_bits_are_scaled():
     deep = PIXELS[..., 0].astype(np.uint16) * 257
-    decoded = records.decode(_encode(deep))
+    decoded = image_files.decode(_encode(deep))
     np.testing.assert_array_equal(decoded, np.repeat(PIXELS[..., :1], 3, axis=2))
 
 
 def test_sixteen_bit_colour():
     deep = PIXELS.astype(np.uint16) * 257
     data = cv2.imencode(".png", deep[..., ::-1])[1].tobytes()
-    np.testing.assert_array_equal(records.decode(data, (6, 9)), PIXELS)
+    np.testing.assert_array_equal(image_files.decode(data, (6, 9)), PIXELS)
 
 
 def test_cmyk_jpeg():
     smooth = np.full((16, 16, 3), (200, 40, 90), np.uint8)
     data = _encode(Image.fromarray(smooth).convert("CMYK"), format="JPEG", quality=95)
-    assert np.abs(records.decode(data, (16, 16)).astype(int) - smooth).max() <= 6
+    assert np.abs(image_files.decode(data, (16, 16)).astype(int) - smooth).max() <= 6
 
 
 def _exif(orientation: int) -> bytes:
@@ -69,24 +69,42 @@ def test_exif(orientation):
 
     data = _encode(PIXELS, exif=_exif(orientation))
     upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
-    np.testing.assert_array_equal(records.decode(data), upright)
-    np.testing.assert_array_equal(records.decode(data, upright.shape[:2]), upright)
+    np.testing.assert_array_equal(image_files.decode(data), upright)
+    np.testing.assert_array_equal(image_files.decode(data, upright.shape[:2]), upright)
     if orientation >= 5:  # annotated on the picture as it is stored
-        np.testing.assert_array_equal(records.decode(data, (6, 9)), PIXELS)
+        np.testing.assert_array_equal(image_files.decode(data, (6, 9)), PIXELS)
 
 
 def test_other_size_than_declared():
-    with pytest.raises(records.Unreadable, match="it is 9x6 pixels, declared 6x9"):
-        records.decode(_encode(PIXELS), (9, 6))
+    with pytest.raises(image_files.UnreadableImage, match="it is 9x6 pixels, declared 6x9"):
+        image_files.decode(_encode(PIXELS), (9, 6))
 
 
-@pytest.mark.parametrize("data", [b"", b"not an image", _encode(PIXELS)[:-40]])
-def test_damaged(data):
-    with pytest.raises(records.Unreadable):
-        records.decode(data)
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "^an empty file$"),
+        (b"not an image", "^not an image of any known kind$"),
+        (_encode(PIXELS)[:-40], "cut short: "),
+    ],
+)
+def test_damaged(data, reason):
+    with pytest.raises(image_files.UnreadableImage, match=reason):
+        image_files.decode(data)
+
+
+@pytest.mark.parametrize("exif", ["upright", "stored"])
+def test_one_exif_rule_for_a_set(exif):
+    reading = image_files.Reading(exif)
+    data = _encode(PIXELS, exif=_exif(6))
+    size = (9, 6) if exif == "upright" else (6, 9)
+    expected = np.rot90(PIXELS, -1) if exif == "upright" else PIXELS
+    np.testing.assert_array_equal(image_files.decode(data, size, reading), expected)
+    with pytest.raises(image_files.UnreadableImage, match="declared"):
+        image_files.decode(data, size[::-1], reading)
 
 
 def test_truncated_jpeg():
     big = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    with pytest.raises(records.Unreadable, match="truncated"):
-        records.decode(_encode(big, format="JPEG")[:1500], (64, 64))
+    with pytest.raises(image_files.UnreadableImage, match="truncated"):
+        image_files.decode(_encode(big, format="JPEG")[:1500], (64, 64))

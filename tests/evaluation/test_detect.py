@@ -1,14 +1,18 @@
-"""The detector from a file's pixels to boxes in the photograph, against the released code."""
+"""The detector from a file's pixels to boxes in the image, against the released code."""
+
+import re
 
 import jax
 import numpy as np
 import pytest
 
-from mixtrain_jax import config as configs
-from mixtrain_jax.data import records, views
+from mixtrain_jax.config import load as configs
+from mixtrain_jax.data.input.single import single_view
+from mixtrain_jax.data.sources import image_files
 from mixtrain_jax.evaluation import detect
 from mixtrain_jax.runtime import parallel
 from tests.golden import micro_cascade as golden
+from tests.mixtraining import small
 
 
 @pytest.fixture(scope="module")
@@ -17,8 +21,8 @@ def detector():
     config = configs.load(str(configs.ROOT / "configs" / "cascade.py"))
     golden.model_config(config.model)
     config.data.val.scale = (333, 200)
-    params = parallel.place(golden.params(detect.parameter_shapes(config)))
-    return config, detect.predictor(config), params
+    params = parallel.replicate(golden.params(detect.parameter_shapes(config.model)))
+    return config, detect.predictor(config.model, config.eval.dtype), params
 
 
 def share_within(theirs, found, distance, margin):
@@ -43,10 +47,29 @@ def share_within(theirs, found, distance, margin):
 def test_resized_pictures_give_nearly_the_released_boxes(detector, name, key):
     # These weights magnify a grey level of difference in resizing a hundredfold.
     config, predict, params = detector
-    picture = records.decode((golden.FOLDER / "images" / f"{name}.png").read_bytes())
-    view = jax.tree.map(np.asarray, views.single_view(picture, config))
+    picture = image_files.decode((golden.FOLDER / "images" / f"{name}.png").read_bytes())
+    view = jax.tree.map(np.asarray, single_view(picture, config.data))
     (_, found, exact) = next(detect.detect(predict, params, [view]))
     assert exact.all()
     theirs = golden.arrays()[f"detections{key}"]
     assert share_within(theirs, found, 1, 0.02) >= 0.75
     assert share_within(theirs, found, 5, 0.1) >= 0.88
+
+
+@pytest.mark.parametrize(("dtype", "exact"), [("float32", True), ("bfloat16", False)])
+def test_products_of_float32_are_not_rounded(monkeypatch, dtype, exact):
+    """What the compiler is told; by default GPUs use TF32 and TPUs bfloat16 for float32."""
+    config = small.config()
+    monkeypatch.setattr(parallel, "map_predict", lambda predict: predict)
+    predict = detect.predictor(config.model, dtype)
+    shapes = detect.parameter_shapes(config.model)
+    views = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), small.view(0, 1)
+    )
+    text = jax.jit(predict).lower(shapes, views).as_text()
+    products = re.findall(r"stablehlo\.(?:dot_general|convolution).*", text)
+    told = [line for line in products if "HIGHEST" in line]
+    if exact:
+        assert len(products) > 20 and told == products
+    else:
+        assert len(told) < len(products) / 2

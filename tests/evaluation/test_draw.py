@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import ImageDraw
 
-from mixtrain_jax.evaluation import draw
+from mixtrain_jax.pages import draw
 
 RED = (255, 0, 0)
 

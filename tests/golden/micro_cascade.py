@@ -1,9 +1,9 @@
 """A small Cascade R-CNN with Swin that the released code was run on: weights, input, features.
 
 `weights_recipe.py` makes every weight from its PyTorch name and shape, which `micro_cascade.json`
-lists. `micro_cascade.npz` holds, for one photograph: `image` [200, 300, 3] uint8 RGB; `backbone0`
+lists. `micro_cascade.npz` holds, for one image: `image` [200, 300, 3] uint8 RGB; `backbone0`
 to `backbone3` [H, W, C / 4], every fourth channel; `fpn0` to `fpn4` [H, W, 32]; `proposals`
-[1000, 4] and `detections` [60, 6] (box, score, label) in pixels of the photograph; and
+[1000, 4] and `detections` [60, 6] (box, score, label) in pixels of the image; and
 `detections2`, `detections3` of the two pictures in `images`, which are resized first.
 """
 
@@ -30,7 +30,7 @@ def arrays():
 
 
 def network_input():
-    """The normalised photograph [1, 224, 320, 3], padded as the network sees it, and its size."""
+    """The normalised image [1, 224, 320, 3], padded as the network sees it, and its size."""
     image = arrays()["image"]
     height, width, _ = image.shape
     padded = np.zeros((1, -(-height // 32) * 32, -(-width // 32) * 32, 3), np.float32)

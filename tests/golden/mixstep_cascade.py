@@ -1,6 +1,6 @@
 """One MixTraining step of a small Cascade R-CNN as the released code takes it: inputs and results.
 
-The batch holds two normal photographs and two mixed ones. `mixstep_cascade.npz` has the views
+The batch holds two normal images and two mixed ones. `mixstep_cascade.npz` has the views
 (`image0` to `image5`: normal, normal, strong, weak, strong, weak; cut to their own pad), human
 boxes, matrices, and the numbers the released code found on the way; `mixstep_cascade.json` the
 losses, sizes and weight shapes. The released code pads the whole batch to 320x320 and lets the

@@ -1,14 +1,12 @@
 """A detector and a batch small enough to compile in seconds, for tests of the step."""
 
-from functools import partial
-
 import jax
 import numpy as np
 
-from mixtrain_jax import config as configs
-from mixtrain_jax.mixtraining import state as states
-from mixtrain_jax.mixtraining.step import train_step
+from mixtrain_jax.config import load as configs
 from mixtrain_jax.models import detector
+from mixtrain_jax.training.optimizer import make_optimizer
+from mixtrain_jax.training.update import create_state, make_step
 from mixtrain_jax.types import Batch, View
 
 CLASSES = 3
@@ -36,7 +34,7 @@ def config(**changes):
 
 
 def view(seed, count, first_index=0):
-    """A view of `count` random pictures with one to three boxes each."""
+    """A view of `count` random images with one to three boxes each."""
     rng = np.random.default_rng(seed)
     size = rng.integers(48, SIDE + 1, (count, 2)).astype(np.int32)
     image = rng.normal(size=(count, SIDE, SIDE, 3)).astype(np.float32)
@@ -58,7 +56,7 @@ def view(seed, count, first_index=0):
 
 
 def flipped(weak):
-    """The same photographs seen in a mirror, with the matrix and boxes that belong to it."""
+    """The same images seen in a mirror, with the matrix and boxes that belong to it."""
     width = weak.size[:, 1].astype(np.float32)
     image = np.zeros_like(weak.image)
     matrix = np.tile(np.diag([-1.0, 1, 1]).astype(np.float32), (len(width), 1, 1))
@@ -71,7 +69,7 @@ def flipped(weak):
 
 
 def mixed_batch(seed, half):
-    """`half` normal photographs and `half` mixed ones."""
+    """`half` normal images and `half` mixed ones."""
     weak = view(seed + 1, half, first_index=100)
     return Batch(view(seed, half), weak, flipped(weak))
 
@@ -79,13 +77,13 @@ def mixed_batch(seed, half):
 def build(config):
     """Model, optimizer and first state."""
     model = detector.build(config.model)
-    optimizer = states.make_optimizer(config, config.steps)
-    return model, optimizer, states.create(model, optimizer, detector.init(model, config.seed))
+    optimizer = make_optimizer(config.optimizer, config.model.backbone, config.steps)
+    return model, optimizer, create_state(optimizer, detector.init(model, config.seed))
 
 
-def step_of(config, model, optimizer, total=lambda x: x):
+def step_of(config, model, optimizer, sum_over_devices=lambda x: x):
     """The train step of these, not compiled."""
-    return partial(train_step, model=model, optimizer=optimizer, config=config, total=total)
+    return make_step(config, model, optimizer, sum_over_devices)
 
 
 def leaves(tree):

@@ -33,12 +33,13 @@ def test_teacher_follows_before_the_step(world):
     assert int(after.step) == 3
 
 
-def test_lesson_counts_add_up(world):
+def test_box_counts_add_up(world):
     *_, state, step, batch = world
-    _, metrics, lesson = step(state, batch)
+    _, metrics, output = step(state, batch)
     human = np.asarray(batch.strong.valid)
     sums = sum(
-        np.asarray(getattr(lesson.fate, n)).astype(int) for n in ("kept", "replaced", "dropped")
+        np.asarray(getattr(output.assignment, n)).astype(int)
+        for n in ("kept", "replaced", "dropped")
     )
     np.testing.assert_array_equal(sums, human.astype(int))
     total = sum(metrics[f"boxes/{name}"] for name in ("kept", "replaced", "dropped"))
@@ -65,9 +66,11 @@ def test_normal_half_ignores_the_mixed_half(world):
 
     @jax.jit
     def gradient(batch):
-        lesson, soften = steps.teach(model, state.teacher, batch.weak, batch.strong, key, method)
+        output, background_weight = steps.teach(
+            model, state.teacher, batch.weak, batch.strong, key, method
+        )
         loss = lambda p: steps.student_loss(  # noqa: E731
-            p, batch, lesson, soften, key, model, method, lambda x: x
+            p, batch, output, background_weight, key, model, method, lambda x: x
         )[0]
         return jax.grad(loss)(state.student)
 
@@ -95,13 +98,18 @@ def test_a_bad_picture_leaves_weights_and_optimizer_alone(world):
     assert int(after.step) == int(state.step) + 1
 
 
-def test_a_teacher_that_finds_nothing_is_harmless():
-    config = small.config(mixtraining__pseudo_score_threshold=0.9999)
-    model, optimizer, state = small.build(config)
-    _, metrics, lesson = jax.jit(small.step_of(config, model, optimizer))(
-        state, small.mixed_batch(0, 2)
+def test_a_teacher_that_finds_nothing_is_harmless(world):
+    *_, state, step, batch = world
+
+    def blind(path, leaf):  # to it, all is background
+        logits = jax.tree_util.keystr(path).endswith("['head0']['logits']['bias']")
+        return leaf.at[-1].add(50) if logits else leaf
+
+    student, teacher = (
+        jax.tree_util.tree_map_with_path(blind, params) for params in (state.student, state.teacher)
     )
-    assert not lesson.found.valid.any() and metrics["boxes/missing"] == 0
+    _, metrics, output = step(state.replace(student=student, teacher=teacher), batch)
+    assert not output.found.valid.any() and metrics["boxes/missing"] == 0
     assert np.isfinite(metrics["loss"]) and metrics["update/bad"] == 0
 
 
@@ -131,8 +139,8 @@ def test_soft_background_weights(world):
         pyramid = m.features(view.image, view.size)
         targets = Targets(view.boxes, view.labels, view.valid)
         keys = jax.random.split(jax.random.key(0), 2)
-        soften = lambda stage, rois: jnp.broadcast_to(chances, rois.shape[:2])  # noqa: E731
-        return m.losses(pyramid, view.size, targets, keys, lambda x: x, soften)[1]
+        background_weight = lambda stage, rois: jnp.broadcast_to(chances, rois.shape[:2])  # noqa: E731
+        return m.losses(pyramid, view.size, targets, keys, lambda x: x, background_weight)[1]
 
     (record,) = jax.jit(lambda p: model.apply({"params": p}, method=records))(state.student)
     background = np.asarray(record.labels) == small.CLASSES
@@ -152,14 +160,14 @@ from tests.mixtraining import small
 plain = sys.argv[2] == "plain"
 config = small.config(mixtraining__enabled=not plain)
 model, optimizer, state = small.build(config)
-step = parallel.map_step(small.step_of(config, model, optimizer, parallel.total))
-state = parallel.place(state)
+step = parallel.map_step(small.step_of(config, model, optimizer, parallel.sum_over_devices))
+state = parallel.replicate(state)
 for seed in range(3):
     batch = small.mixed_batch(seed, 8)
     if plain:
         batch = batch.replace(weak=None, strong=None)
-    state, metrics, lesson = step(state, parallel.spread(batch))
-found = parallel.gather(lesson)._asdict()["ratings"] if lesson is not None else np.zeros(1)
+    state, metrics, output = step(state, parallel.shard(batch))
+found = parallel.gather(output)._asdict()["ratings"] if output is not None else np.zeros(1)
 metrics = {name: np.asarray(value) for name, value in metrics.items()}
 np.savez(sys.argv[1], ratings=found, **small.leaves(state), **metrics)
 print(jax.device_count())

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mixtrain_jax import config as configs
+from mixtrain_jax.config import load as configs
 from mixtrain_jax.mixtraining import targets as mixing
 from mixtrain_jax.types import Targets
 
@@ -46,22 +46,22 @@ def entry(boxes, labels, i):
 
 
 def test_kept_dropped_replaced_and_found():
-    targets, fate = combine([0.95, 0.2, 0.99, 0.99], method())
+    targets, assignment = combine([0.95, 0.2, 0.99, 0.99], method())
     assert listed(targets) == {
         entry(HUMAN, LABELS, 0),
         entry(PSEUDO, PSEUDO_LABELS, 0),
         entry(PSEUDO, PSEUDO_LABELS, 1),
     }
-    assert fate.kept[0].tolist() == [True, False, False, False]
-    assert fate.dropped[0].tolist() == [False, True, False, False]
-    assert fate.replaced[0].tolist() == [False, False, True, False]
-    assert fate.mending[0].tolist() == [True, False, False]
-    assert fate.missing[0].tolist() == [False, True, False]
+    assert assignment.kept[0].tolist() == [True, False, False, False]
+    assert assignment.dropped[0].tolist() == [False, True, False, False]
+    assert assignment.replaced[0].tolist() == [False, False, True, False]
+    assert assignment.mending[0].tolist() == [True, False, False]
+    assert assignment.missing[0].tolist() == [False, True, False]
 
 
 def test_a_rating_at_the_threshold_is_too_low():
-    _, fate = combine([0.5, 0.5001, 0.9, 0.9], method(gt_score_threshold=0.5))
-    assert fate.dropped[0].tolist() == [True, False, False, False]
+    _, assignment = combine([0.5, 0.5001, 0.9, 0.9], method(gt_score_threshold=0.5))
+    assert assignment.dropped[0].tolist() == [True, False, False, False]
 
 
 def test_overlap_must_exceed_the_threshold():
@@ -93,9 +93,13 @@ def test_switches(changes, human, pseudo):
 
 
 def test_a_teacher_that_finds_nothing_leaves_the_easy_boxes():
-    targets, fate = combine([0.95, 0.2, 0.99, 0.99], method(), pseudo_valid=[False] * 3)
+    targets, assignment = combine([0.95, 0.2, 0.99, 0.99], method(), pseudo_valid=[False] * 3)
     assert listed(targets) == {entry(HUMAN, LABELS, 0), entry(HUMAN, LABELS, 2)}
-    assert not fate.replaced.any() and not fate.mending.any() and not fate.missing.any()
+    assert (
+        not assignment.replaced.any()
+        and not assignment.mending.any()
+        and not assignment.missing.any()
+    )
 
 
 def test_padding_changes_nothing():

@@ -3,7 +3,8 @@ import jax
 import numpy as np
 import pytest
 
-from mixtrain_jax.models import conv
+from mixtrain_jax.models.layers import Conv
+from mixtrain_jax.ops.cpu import conv
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -12,7 +13,7 @@ from mixtrain_jax.models import conv
 )
 def test_same_as_flax(side, step, channels, bias):
     """Parameters, outputs and gradients, odd maps and wide kernels included."""
-    ours = conv.Conv(7, side, step, bias)
+    ours = Conv(7, side, step, bias)
     theirs = nn.Conv(7, (side, side), (step, step), padding=side // 2, use_bias=bias)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, 9, 6, channels)).astype(np.float32)
@@ -36,4 +37,4 @@ def test_kernel_gradient_by_products_is_xla_s():
     gradient = rng.normal(size=(2, 5, 8, 4)).astype(np.float32)
     kernel = np.zeros((3, 3, 6, 4), np.float32)
     (expected,) = jax.vjp(lambda kernel: conv._plain(x, kernel), kernel)[1](gradient)
-    np.testing.assert_allclose(conv.by_products(x, gradient, 3), expected, atol=1e-4)
+    np.testing.assert_allclose(conv.kernel_gradient_matmuls(x, gradient, 3), expected, atol=1e-4)

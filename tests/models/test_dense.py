@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mixtrain_jax.models.dense import Dense
+from mixtrain_jax.models.layers import Dense
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mixtrain_jax import config as configs
+from mixtrain_jax.config import load as configs
 from mixtrain_jax.models import detector
 from mixtrain_jax.ops import matching
 from mixtrain_jax.types import Targets

@@ -11,7 +11,7 @@ from tests.golden import micro_cascade
 
 def test_own_pad_and_extent():
     size = np.array([[1, 32], [33, 200], [0, 800]])
-    np.testing.assert_array_equal(padding.own_pad(size), [[32, 32], [64, 224], [0, 800]])
+    np.testing.assert_array_equal(padding.padded_size(size), [[32, 32], [64, 224], [0, 800]])
     np.testing.assert_array_equal(padding.extent(size, 64), [[1, 1], [1, 4], [0, 13]])
     inside = padding.inside(3, 4, np.array([[2, 1], [0, 9]]))
     np.testing.assert_array_equal(inside.sum(2), [[1, 1, 0], [0, 0, 0]])

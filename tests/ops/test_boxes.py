@@ -18,7 +18,7 @@ STDS = {
 
 def test_own_pad_is_the_next_multiple_of_32():
     size = jnp.array([[1, 32], [33, 64], [800, 1203]])
-    np.testing.assert_array_equal(box_ops.own_pad(size), [[32, 32], [64, 64], [800, 1216]])
+    np.testing.assert_array_equal(box_ops.padded_size(size), [[32, 32], [64, 64], [800, 1216]])
 
 
 def test_iou_equals_loop():
@@ -139,3 +139,14 @@ def test_transform_flip_is_exact():
     got, seen = box_ops.transform(boxes, flip, jnp.array([48, 64]))
     np.testing.assert_array_equal(got[0], [54, 2, 60.5, 20])
     np.testing.assert_array_equal(seen, [True, False])
+
+
+def test_inverse_of_affine_matrices():
+    rng = np.random.default_rng(5)
+    matrix = np.concatenate([rng.normal(0, 1, (50, 2, 3)), np.zeros((50, 1, 3))], axis=1)
+    matrix[:, :2, 2] *= 500
+    matrix[:, 2, 2] = 1
+    good = np.abs(np.linalg.det(matrix)) > 0.1
+    got = box_ops.inverse(jnp.asarray(matrix[good], jnp.float32))
+    np.testing.assert_allclose(got, np.linalg.inv(matrix[good]), rtol=1e-4, atol=1e-3)
+    assert got.shape == (good.sum(), 3, 3) and good.sum() > 30

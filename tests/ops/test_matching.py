@@ -14,7 +14,12 @@ LOOSE = {"positive": 0.6, "negative": 0.4, "low_quality": 0.0}
 
 
 @pytest.mark.parametrize("rule", [RPN, ROI, LOOSE], ids=["rpn", "roi", "loose"])
-def test_match_equals_loop_on_boxes_full_of_ties(rule):
+@pytest.mark.parametrize("where", ["cpu", "accelerator"])
+def test_match_equals_loop_on_boxes_full_of_ties(rule, where, monkeypatch):
+    if where == "accelerator":  # its branch, run here; fewer at once than there are boxes
+        branch = lambda *given, cpu, default: default(*given)  # noqa: E731
+        monkeypatch.setattr(jax.lax, "platform_dependent", branch)
+        monkeypatch.setattr(matching, "_AT_ONCE", 2)
     rng = np.random.default_rng(0)
     cases = 400
     anchors = reference.grid_boxes(rng, (cases, 24))

@@ -219,3 +219,18 @@ def test_class_nms_with_equal_scores_takes_the_lower_row_first():
     np.testing.assert_array_equal(got[3], [True] * 4 + [False])
     np.testing.assert_array_equal(got[2][:4], [0, 1, 0, 1])
     np.testing.assert_array_equal(got[0][:4], boxes[jnp.array([0, 0, 2, 2])])
+
+
+def test_what_accelerators_run_settles_chains_longer_than_its_blind_rounds(monkeypatch):
+    """Each box suppresses the next: to drop every other takes a round for each."""
+    branch = lambda *given, cpu, default: default(*given)  # noqa: E731
+    monkeypatch.setattr(jax.lax, "platform_dependent", branch)
+    left = 3.0 * np.arange(3 * nms._BLIND_ROUNDS)[:, None]
+    chain = np.concatenate([left, 0 * left, left + 10, 0 * left + 10], axis=1).astype(np.float32)
+    rng = np.random.default_rng(2)
+    for boxes in (chain, clustered(rng, 120)):
+        scores = np.linspace(1, 0, len(boxes), dtype=np.float32)
+        valid = np.ones(len(boxes), bool)
+        got = jax.jit(lambda *given: nms.nms(*given))(boxes, scores, valid, 0.5)
+        want = reference.greedy_nms(boxes, scores, valid, 0.5, np.zeros(len(boxes), int))
+        np.testing.assert_array_equal(got, want)

@@ -220,6 +220,19 @@ def test_only_empty_rois():
     assert all((level == 0).all() for level in pull(jnp.ones_like(value))[0])
 
 
+def assert_rounded_once(value, exact):
+    """Float32 sums rounded to bfloat16: half a unit apart, and equal but where a sum's order tells.
+
+    The compiler may add in another order for another dtype; a last bit of float32 then decides
+    which of two neighbours some number is rounded to.
+    """
+    assert value.dtype == jnp.bfloat16
+    value, exact = np.asarray(value, np.float32), np.asarray(exact)
+    np.testing.assert_array_less(np.abs(value - exact), 2.0**-8 * np.abs(exact) * 1.0001 + 1e-30)
+    rounded = np.asarray(jnp.asarray(exact).astype(jnp.bfloat16), np.float32)
+    assert (value == rounded).mean() > 0.999
+
+
 def test_bfloat16_sums_in_float32(tiles):
     rng = np.random.default_rng(14)
     pyramid = tuple(jnp.asarray(level, jnp.bfloat16) for level in random_pyramid(rng))
@@ -228,9 +241,7 @@ def test_bfloat16_sums_in_float32(tiles):
     exact, exact_pull = jax.vjp(
         lambda p: tiles(p, boxes, SIZES), tuple(level.astype(jnp.float32) for level in pyramid)
     )
-    assert value.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(value, exact.astype(jnp.bfloat16))
+    assert_rounded_once(value, exact)
     gradient = jnp.asarray(rng.normal(size=value.shape), jnp.bfloat16)
     for a, b in zip(pull(gradient)[0], exact_pull(gradient.astype(jnp.float32))[0]):
-        assert a.dtype == jnp.bfloat16
-        np.testing.assert_array_equal(a, b.astype(jnp.bfloat16))
+        assert_rounded_once(a, b)

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
+from mixtrain_jax.errors import UserError
 from mixtrain_jax.runtime import lock
-from mixtrain_jax.runtime.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -53,7 +53,6 @@ def test_the_lock_of_a_killed_process_is_taken_over(tmp_path):
     [
         ({"renewed": 0}, True),  # a living process of this host may have been suspended
         ({"started": "1"}, False),  # its number was given to another process
-        ({"host": "elsewhere"}, True),
         ({"host": "elsewhere", "renewed": time.time() - 2 * lock.STALE}, False),
     ],
 )
@@ -65,6 +64,33 @@ def test_which_locks_are_stale(tmp_path, changes, held):
     else:
         with lock.lock(tmp_path):
             assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_whether_a_run_on_another_host_is_alive_shows_in_its_renewing(
+    tmp_path, monkeypatch, capsys, alive
+):
+    """So a run that is started again right after its hosts were taken away waits and goes on."""
+    monkeypatch.setattr(lock, "STALE", 0.5)
+    looks = []
+
+    def look(seconds):
+        looks.append(seconds)
+        assert len(looks) < 1000
+        if alive:
+            write(tmp_path, host="elsewhere")
+        monkeypatch.setattr(lock, "STALE", 0.5 - 0.1 * len(looks))
+
+    monkeypatch.setattr(lock.time, "sleep", look)
+    write(tmp_path, host="elsewhere")
+    if alive:
+        with pytest.raises(UserError, match="another run"), lock.lock(tmp_path):
+            pass
+        assert json.loads((tmp_path / "lock").read_text())["host"] == "elsewhere"
+    else:
+        with lock.lock(tmp_path):
+            assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
+    assert looks and "waiting to see whether it is alive" in capsys.readouterr().out
 
 
 def test_a_damaged_lock_is_stale(tmp_path):
@@ -89,7 +115,7 @@ def test_the_holder_renews_its_lock(tmp_path, monkeypatch):
 
 def test_a_directory_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write .*file/lock"):
+    with pytest.raises(UserError, match="cannot write .*file: File exists"):
         with lock.lock(tmp_path / "file"):
             pass
 
@@ -97,7 +123,7 @@ def test_a_directory_that_cannot_be_made_is_one_line(tmp_path):
 RACE = """
     import sys, time
     from mixtrain_jax.runtime import lock
-    from mixtrain_jax.runtime.errors import UserError
+    from mixtrain_jax.errors import UserError
     print("ready", flush=True)
     sys.stdin.readline()
     try:

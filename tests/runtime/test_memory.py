@@ -24,8 +24,8 @@ print(counts[-1])
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc only")
 def test_a_buffer_freed_and_asked_for_again_has_its_pages_already():
-    def faults(mode: str) -> int:
+    def read_errors(mode: str) -> int:
         command = [sys.executable, "-c", PROGRAM, mode]
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
-    assert faults("keep") < 10 < faults("default")
+    assert read_errors("keep") < 10 < read_errors("default")

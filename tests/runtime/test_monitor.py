@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from mixtrain_jax.runtime import events, monitor
+from mixtrain_jax.runtime import event_files, monitor
 
 
 class Clock:
@@ -40,7 +40,9 @@ def read_events(workdir):
 
 def test_line_shows_progress_speed_wait_and_eta(tmp_path, clock, capsys):
     m = monitor.Monitor(tmp_path, 200, batch_size=8)
-    clock.now += 30  # compilation
+    with m.pause():
+        clock.now += 300  # compilation
+    clock.now += 30
     m.log(50, {"loss": 2.5, "lr": 1e-3, "mixtraining/found": 7})
     with m.waiting():
         clock.now += 5
@@ -52,11 +54,11 @@ def test_line_shows_progress_speed_wait_and_eta(tmp_path, clock, capsys):
     first, second = capsys.readouterr().out.splitlines()
     assert first == (
         "step  50/200 [#####...............]  25% | loss 2.5 lr 0.001 | "
-        "13.3 images/s | input wait 0% | ETA 0:01:30"
+        "13.3 images/s | input wait 0% | ETA 01:30"
     )
     assert second == (
         "step 100/200 [##########..........]  50% | loss 1.235 lr 0.0002 | "
-        "20.0 images/s | input wait 25% | ETA 0:00:40"
+        "20.0 images/s | input wait 25% | ETA 00:52"
     )
     line = records(tmp_path)[0]
     assert line["step"] == 50
@@ -64,14 +66,34 @@ def test_line_shows_progress_speed_wait_and_eta(tmp_path, clock, capsys):
     assert line["images_per_second"] == pytest.approx(50 * 8 / 30)
 
 
-def test_speed_is_smoothed_after_the_compilation(tmp_path, clock, capsys):
+def test_speed_is_smoothed_and_knows_no_compilation(tmp_path, clock, capsys):
     m = monitor.Monitor(tmp_path, 40, batch_size=1)
-    for step, seconds in [(10, 1000), (20, 10), (30, 20)]:
+    with m.pause():
+        clock.now += 1000
+    for step, seconds in [(10, 5), (20, 10), (30, 20)]:
         clock.now += seconds
         m.log(step, {})
     m.close()
-    rate = 0.7 * 1.0 + 0.3 * 0.5
-    assert capsys.readouterr().out.endswith(f"ETA 0:00:{round(10 / rate)}\n")
+    rate = 0.7 * (0.7 * 2.0 + 0.3 * 1.0) + 0.3 * 0.5
+    assert records(tmp_path)[0]["images_per_second"] == pytest.approx(2.0)
+    assert capsys.readouterr().out.endswith(f"ETA 00:{round(10 / rate):02d}\n")
+
+
+def test_lines_come_at_the_first_step_and_by_time(tmp_path, clock, capsys):
+    m = monitor.Monitor(tmp_path, 1000, batch_size=1)
+    told = []
+    for step in range(1, 13):
+        clock.now += 4
+        if m.overdue():
+            m.tell(step, {"loss": step})
+            told.append(step)
+    m.log(12, {"loss": 12})
+    assert not m.overdue()
+    m.close()
+    assert told == [1, 6, 11]
+    assert re.findall(r"step +(\d+)/", capsys.readouterr().out) == ["1", "6", "11", "12"]
+    assert [r["step"] for r in records(tmp_path)] == [12]  # told is not logged
+    assert records(tmp_path)[0]["images_per_second"] == pytest.approx(0.25)
 
 
 def test_a_resumed_run_reads_like_one_never_stopped(tmp_path, capsys):
@@ -118,10 +140,32 @@ def test_tensorflow_reads_the_event_files(tmp_path):
     np.testing.assert_array_equal(decoded, pixels)
 
 
-def test_crc_is_castagnoli():
-    # The check value of CRC-32C, 0xE3069283 for "123456789", masked as TFRecord does.
-    masked = ((0xE3069283 >> 15 | 0xE3069283 << 17) + 0xA282EAD8) & 0xFFFFFFFF
-    assert events._checksum(b"123456789") == masked.to_bytes(4, "little")
+def test_event_files_are_short_and_finished(tmp_path, monkeypatch):
+    files = event_files.EventFiles(tmp_path, first_step=1)
+    monkeypatch.setattr(event_files, "BYTES", 1000)
+    noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
+    for step in range(1, 4):
+        files.picture(step, "noise", noise)
+        files.scalars(step, {"loss": step})
+    files.close()
+    assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 4
+    values = [event for event in read_events(tmp_path) if event.summary.value]
+    assert sorted((v.step, v.summary.value[0].tag) for v in values) == [
+        (step, tag) for step in (1, 2, 3) for tag in ("loss", "noise")
+    ]
+    starts = [event for event in read_events(tmp_path) if event.HasField("session_log")]
+    assert [event.step for event in starts] == [1]
+
+
+def test_event_files_reach_an_object_store_whole(tmp_path, bucket):
+    files = event_files.EventFiles("gs://bucket/events", first_step=1)
+    files.scalars(1, {"loss": 2})
+    assert not bucket.names("events/")
+    files.close()
+    (name,) = bucket.names("events/")
+    (tmp_path / name.removeprefix("events/")).write_bytes(bucket.content(name))
+    (*_, event) = read_events(tmp_path)
+    assert event.summary.value[0].simple_value == 2
 
 
 def test_a_full_disk_costs_log_lines_and_one_warning(tmp_path, monkeypatch, capsys, caplog):

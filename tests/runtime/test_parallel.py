@@ -1,11 +1,17 @@
+import os
+import subprocess
+import sys
+
 import pytest
+
+from mixtrain_jax.config import load
 
 AHEAD = """
 import jax, numpy as np
 from mixtrain_jax.runtime import parallel
 
 def step(state, batch):
-    return state + parallel.total(batch.sum()), {}, batch
+    return state + parallel.sum_over_devices(batch.sum()), {}, batch
 
 batches = [np.arange(24, dtype=np.float32).reshape(8, 3) + i for i in range(5)]
 taken = []
@@ -16,13 +22,13 @@ def source():
         yield batch
 
 mapped = parallel.map_step(step)
-ahead, plain = (parallel.place(np.zeros((), np.float32)) for _ in range(2))
+ahead, plain = (parallel.replicate(np.zeros((), np.float32)) for _ in range(2))
 for number, (batch, placed) in enumerate(parallel.prefetch(source())):
     assert batch is batches[number] and len(taken) == min(number + 2, 5)
     assert len(placed.sharding.device_set) == jax.local_device_count() == 4
     ahead, _, seen = mapped(ahead, placed)
     np.testing.assert_array_equal(parallel.gather(seen), batch)
-    plain, _, _ = mapped(plain, parallel.spread(batch))
+    plain, _, _ = mapped(plain, parallel.shard(batch))
     assert float(ahead) == float(plain)
 print(number + 1, "batches")
 """
@@ -31,3 +37,67 @@ print(number + 1, "batches")
 @pytest.mark.multidevice
 def test_prefetched_batches_give_the_same_steps(on_devices):
     assert on_devices(4, AHEAD).endswith("5 batches\n")
+
+
+SAME = """
+import jax, numpy as np
+from mixtrain_jax.runtime import parallel
+
+def step(state, batch):
+    found = np.float32(1.1) * batch.sum() * state["a"]
+    total = parallel.sum_over_devices(found)
+    state = {"a": state["a"] + total, "b": state["b"] * state["a"].sum()}
+    return state, {"loss": total.sum()}, batch * state["b"][0]
+
+rng = np.random.default_rng(0)
+batches = [rng.normal(size=(8, 3)).astype(np.float32) for _ in range(4)]
+first = {"a": rng.normal(size=5).astype(np.float32), "b": rng.normal(size=2).astype(np.float32)}
+ended = []
+for name, mapping in parallel.MAPPINGS.items():
+    mapped, state, told = mapping(step), parallel.replicate(first), []
+    for batch, placed in parallel.prefetch(iter(batches)):
+        state, metrics, output = mapped(state, placed)
+        told.append((float(metrics["loss"]), parallel.gather(output)))
+    ended.append((jax.device_get(parallel.of_this_host(state)), told))
+one, other = ended
+jax.tree.map(np.testing.assert_array_equal, one, other)
+assert one[1][0][1].shape == (8, 3)
+print("the same")
+"""
+
+
+@pytest.mark.multidevice
+def test_shard_map_takes_the_steps_of_pmap_bit_by_bit(on_devices):
+    assert on_devices(4, SAME) == "the same\n"
+
+
+TWO = """
+import sys
+from mixtrain_jax.runtime import hosts, parallel
+parallel.start(sys.argv[1], 2, int(sys.argv[2]))
+exec(open(sys.argv[3]).read())
+hosts.finish()
+"""
+
+
+@pytest.mark.multidevice
+def test_in_two_processes_too(tmp_path):
+    from tests.harness import free_port
+
+    (tmp_path / "same.py").write_text(SAME)
+    place = f"localhost:{free_port()}"
+    environment = os.environ | {
+        "XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=2"
+    }
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO, place, str(number), str(tmp_path / "same.py")],
+            cwd=load.ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]  # fmt: skip
+    for process in running:
+        said, trouble = process.communicate(timeout=300)
+        assert process.returncode == 0, trouble
+        assert said.endswith("the same\n")

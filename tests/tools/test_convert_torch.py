@@ -10,7 +10,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from mixtrain_jax import cli, config
+from mixtrain_jax import cli
+from mixtrain_jax.config import load as config
 from mixtrain_jax.models import detector, torch_names
 from mixtrain_jax.runtime import checkpoint
 from tests.golden import micro_cascade
@@ -19,7 +20,7 @@ from tools import convert_torch, export_torch
 SWIN = """
     c.model.backbone.update(embed_dim=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8))
     c.model.fpn.channels, c.model.rpn.channels, c.model.roi_head.fc_channels = 32, 32, 64
-    common.cascade_head(c.model)
+    recipes.cascade_head(c.model)
 """
 RESNET = """
     c.model.backbone.update(name="resnet", depth=18, base_channels=4)
@@ -39,7 +40,7 @@ def resnet(tmp_path):
 
 def config_file(folder, body):
     path = folder / "config.py"
-    head = "from configs import common\n\n\ndef get_config():\n    c = common.base()"
+    head = "from mixtrain_jax.config import recipes\n\n\ndef get_config():\n    c = recipes.base()"
     path.write_text(f"{head}{body}    return c\n")
     return path
 

@@ -1,8 +1,8 @@
-"""What a teacher made of one hand-made photograph, counted."""
+"""What a teacher made of one hand-made image, counted."""
 
 import numpy as np
 
-from mixtrain_jax.mixtraining.targets import Fate
+from mixtrain_jax.mixtraining.targets import BoxAssignment
 from tools import judge_teacher
 
 
@@ -10,7 +10,7 @@ def boxes(*rows):
     return np.array([row[:4] for row in rows], np.float32), np.array([row[4] for row in rows])
 
 
-def test_counts_of_a_photograph():
+def test_counts_of_an_image():
     truth = boxes((0, 0, 10, 10, 0), (20, 0, 30, 10, 1), (40, 0, 50, 10, 2), (60, 0, 70, 10, 0))
     # The first is well drawn, the second half beside its object, two objects have no box.
     human = boxes((0, 0, 10, 10, 0), (24, 0, 34, 10, 1))
@@ -22,7 +22,7 @@ def test_counts_of_a_photograph():
         (90, 0, 99, 9, 0),
         (0, 0, 0, 0, 0),
     )
-    fate = Fate(
+    assignment = BoxAssignment(
         kept=np.array([True, False]),
         replaced=np.array([False, True]),
         dropped=np.array([False, False]),
@@ -30,7 +30,7 @@ def test_counts_of_a_photograph():
         missing=np.array([False, True, True, True, False]),
     )
     tally = judge_teacher.Tally()
-    tally.add(human, pseudo, fate, truth)
+    tally.add(human, pseudo, assignment, truth)
     assert (tally.human, tally.kept, tally.replaced, tally.dropped) == (2, 1, 1, 0)
     assert (tally.badly_drawn, tally.replaced_badly_drawn) == (1, 1)
     # The second human box shares 6 of 14 columns with its object: not the same by IoU 0.5.
@@ -40,10 +40,10 @@ def test_counts_of_a_photograph():
     assert "precision 0.333, recall 0.333" in tally.report()
 
 
-def test_a_photograph_without_boxes():
+def test_an_image_without_boxes():
     tally = judge_teacher.Tally()
     nothing = np.zeros([0, 4], np.float32), np.zeros([0], np.int64)
     none = np.zeros([0], bool)
-    tally.add(nothing, nothing, Fate(none, none, none, none, none), nothing)
-    assert tally == judge_teacher.Tally()
+    tally.add(nothing, nothing, BoxAssignment(none, none, none, none, none), nothing)
+    assert tally == judge_teacher.Tally(images=1)
     assert "precision -, recall -" in tally.report()

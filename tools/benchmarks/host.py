@@ -9,15 +9,21 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
-from mixtrain_jax import config as configs
-from mixtrain_jax.data import buckets, plan, records
-from mixtrain_jax.runtime.errors import UserError
+from mixtrain_jax.config import load as configs
+from mixtrain_jax.data.input import buckets, plan
+from mixtrain_jax.data.sources.annotations import from_lists
+from mixtrain_jax.data.sources.dataset import Dataset, assemble
+from mixtrain_jax.data.sources.image_files import Reading
+from mixtrain_jax.data.sources.load import load_dataset
+from mixtrain_jax.data.views import geometry
+from mixtrain_jax.errors import UserError
 from tools.benchmarks import measure
 
-# Height and width of photographs and how many in a hundred have them: an assumption, made to
+# Height and width of images and how many in a hundred have them: an assumption, made to
 # resemble COCO train2017.
 COCO_LIKE = {
     (480, 640): 27,
@@ -43,18 +49,24 @@ _STEPS = 20_000  # that padding is averaged over
 def run_input(budget: float) -> list[measure.Row]:
     """Photographs a second: tf.data's pipeline, and the same views by OpenCV, in turns.
 
-    Half of the photographs give a normal view, half a weak and a strong one. Both pipelines read
+    Half of the images give a normal view, half a weak and a strong one. Both pipelines read
     the same files by the same draws in as many threads as there are cores.
     """
     if not importlib.util.find_spec("cv2"):
         raise UserError("the input is compared with OpenCV: pip install opencv-python-headless")
-    from mixtrain_jax.data import batches, sources
+    from mixtrain_jax.data.input import batches
     from tools.benchmarks import opencv
 
     with tempfile.TemporaryDirectory() as place:
-        config = _photographs(pathlib.Path(place))
-        dataset = sources.load(config.data, "train")
-        ours = batches.train_batches(dataset, config)
+        config = _write_images(pathlib.Path(place))
+        dataset = load_dataset(config.data, "train")
+        ours = batches.train_batches(
+            dataset,
+            config.data,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            first_mixed_step=plan.first_mixed_step(config.mixtraining),
+        )
         theirs = opencv.train_batches(dataset, config)
         for _ in range(4):  # threads started, queues full
             next(ours), next(theirs)
@@ -96,8 +108,8 @@ def _wait_until_idle() -> None:
         busy = time.process_time() - used > 0.005
 
 
-def _photographs(place: pathlib.Path):
-    """Writes JPEG files of photographs' size and detail with COCO annotations."""
+def _write_images(place: pathlib.Path):
+    """Writes JPEG files of images' size and detail with COCO annotations."""
     import cv2
 
     rng = np.random.default_rng(0)
@@ -147,10 +159,11 @@ def run_padding(budget: float) -> list[measure.Row]:
     config = configs.load(str(configs.ROOT / "configs/cascade.py"))
     counts = 1000 * np.array(list(COCO_LIKE.values()))
     sizes = np.repeat(np.array(list(COCO_LIKE)), counts, axis=0)
-    dataset = _declared(sizes)
+    dataset = declared(sizes)
 
-    small = buckets.resized(sizes, *config.data.val.scale)
-    chosen, kind = buckets.for_evaluation(sizes, config)
+    small = geometry.resized(sizes, *config.data.val.scale)
+    chosen = buckets.for_evaluation(sizes, config.data.val)
+    kind = buckets.fitting(small, chosen)
     rows = [
         {
             "case": "evaluation",
@@ -159,18 +172,18 @@ def run_padding(budget: float) -> list[measure.Row]:
             "buckets": _said(chosen),
         }
     ]
-    stream = plan.Stream(dataset, config)
+    stream = plan.Stream(dataset, config.seed, config.data.train)
     rng = np.random.default_rng(0)
     padded = seen = 0
     used = set()
-    for step in itertools.islice(plan.steps(stream, config), _STEPS):
+    for step in itertools.islice(plan.steps(stream, config.batch_size, 0), _STEPS):
         used.add(step.bucket)
         bucket = stream.buckets.index(step.bucket)
         for places, views in ((step.normal, 1), (step.mixed, 2)):
             for place in places:
                 row = stream.row(int(place))
                 shorts = rng.choice(stream.shorts_for(row, bucket), views)
-                seen += buckets.resized(sizes[row][None], stream.long, shorts).prod(1).sum()
+                seen += geometry.resized(sizes[row][None], stream.long, shorts).prod(1).sum()
                 padded += views * step.bucket[0] * step.bucket[1]
     rows.append(
         {
@@ -183,29 +196,24 @@ def run_padding(budget: float) -> list[measure.Row]:
     return rows
 
 
-def _said(chosen: list[tuple[int, int]]) -> str:
+def _said(chosen: Sequence[tuple[int, int]]) -> str:
     return " ".join(f"{height}x{width}" for height, width in chosen)
 
 
-def _declared(sizes: np.ndarray) -> records.Dataset:
-    """A data set to plan with: declared sizes, and a box in each photograph."""
-    one = np.array([[0, 0, 32, 32]], np.float32)
-    return records.Dataset(
-        name="assumed",
-        image_ids=np.arange(len(sizes)),
-        sizes=sizes,
-        boxes=[one] * len(sizes),
-        labels=[np.zeros(1, np.int32)] * len(sizes),
-        categories=[{"id": 1, "name": "thing"}],
+def declared(sizes: np.ndarray) -> Dataset:
+    """A data set to plan with: declared sizes, and a box in each image."""
+    table = from_lists(
+        images=[(str(row), "", (int(h), int(w))) for row, (h, w) in enumerate(sizes)],
+        boxes=[(row, 0, (0, 0, 32, 32), False, str(row)) for row in range(len(sizes))],
+        names=["thing"],
+        source="assumed",
         read=lambda row: b"",
-        names=str,
-        ground_truth={},
-        report="",
     )
+    return assemble(table, Reading(), "assumed", max_boxes=1)
 
 
 def run_scoring(budget: float) -> list[measure.Row]:
-    """Scores 5,000 pictures of 7 boxes and 100 detections each, 80 classes."""
+    """Scores 5,000 pictures of 7 boxes and 100 detections each, 80 classes, in both ways."""
     del budget
     from mixtrain_jax.evaluation import coco
 
@@ -225,10 +233,13 @@ def run_scoring(budget: float) -> list[measure.Row]:
         "annotations": list(entries(7)),
     }
     found = [entry | {"score": rng.random()} for entry in entries(100)]
-    begin = time.perf_counter()
-    coco.score(truth, found)
-    title = "pycocotools, 5,000 pictures with 100 detections each"
-    return [{"case": title, "median": time.perf_counter() - begin}]
+    rows = []
+    for scorer in coco.SCORERS:
+        begin = time.perf_counter()
+        coco.score(truth, found, scorer=scorer)
+        title = f"{scorer}, 5,000 pictures with 100 detections each"
+        rows.append({"case": title, "median": time.perf_counter() - begin})
+    return rows
 
 
 def run_start(budget: float) -> list[measure.Row]:

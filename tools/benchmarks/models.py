@@ -7,16 +7,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from mixtrain_jax import config as configs
-from mixtrain_jax.mixtraining import state as states
-from mixtrain_jax.mixtraining.step import train_step
+from mixtrain_jax.config import load as configs
+from mixtrain_jax.config.resolve import resolve
 from mixtrain_jax.models import detector
 from mixtrain_jax.runtime import parallel
+from mixtrain_jax.training.optimizer import make_optimizer
+from mixtrain_jax.training.update import create_state, make_step
 from mixtrain_jax.types import Batch, View
 from tools.benchmarks import measure
 
 CLASSES = 80
-_BOXES = 10  # a picture, of the config's max_boxes slots
+_BOXES = 10  # an image, of the config's max_boxes slots
 _ON_ACCELERATOR = (800, 1344)
 
 
@@ -101,7 +102,7 @@ def run(name: str, batch: int, budget: float, folder: Any = None) -> list[measur
 
     Args:
       name: one of CASES.
-      batch: pictures that the student (or the detector) sees in a call; half of a MixTraining
+      batch: images that the student (or the detector) sees in a call; half of a MixTraining
         step's are mixed. 0: one, or two to train on.
       budget: seconds for timed calls.
       folder: where to write a trace of one more call; None: no trace.
@@ -110,11 +111,13 @@ def run(name: str, batch: int, budget: float, folder: Any = None) -> list[measur
     fast = measure.accelerator()
     size = _ON_ACCELERATOR if fast else case.size
     batch = batch or (2 if case.trains else 1)
-    config = configs.load(str(configs.ROOT / "configs" / f"{case.config}.py"))
-    config.model.num_classes = CLASSES
-    config.model.dtype = "bfloat16" if fast else "float32"
-    config.mixtraining.enabled = case.kind == "mixed"
-    config.batch_size, config.steps = batch, 1000
+    changes = {
+        "model.dtype": "bfloat16" if fast else "float32",
+        "mixtraining.enabled": str(case.kind == "mixed"),
+        "batch_size": str(batch),
+        "steps": "1000",
+    }
+    config = resolve(configs.load(case.config, changes), classes=CLASSES)
     model = detector.build(config.model)
     call, counted = (_step if case.trains else _forward)(model, config, case.kind, size, batch)
     given = not fast and batch == (2 if case.trains else 1)
@@ -137,34 +140,34 @@ def run(name: str, batch: int, budget: float, folder: Any = None) -> list[measur
 def _forward(model, config, kind: str, size: tuple[int, int], batch: int):
     """A call of the network alone or of the whole detector, and its GFLOP."""
     params = detector.init(model, 0)
-    picture = view(size, batch, config.data.max_boxes, seed=0)
+    seen = view(size, batch, config.data.max_boxes, seed=0)
 
     def forward(params, image, size):
-        pyramid = detector.call(model, params, "features", image, size)
+        bound = detector.bind(model, params)
+        pyramid = bound.features(image, size)
         if kind == "forward":
             return pyramid
-        proposals = detector.call(model, params, "proposals", pyramid, size)
-        return detector.call(model, params, "detect", pyramid, size, proposals)
+        return bound.detect(pyramid, size, bound.proposals(pyramid, size))
 
-    arguments = jax.device_put((params, picture.image, picture.size))
+    arguments = jax.device_put((params, seen.image, seen.size))
     return partial(jax.jit(forward), *arguments), measure.gflop(forward, *arguments)
 
 
 def _step(model, config, kind: str, size: tuple[int, int], batch: int):
-    """A call that takes one training step, and its GFLOP. Every call goes on from the last."""
-    optimizer = states.make_optimizer(config, config.steps)
-    step = partial(train_step, model=model, optimizer=optimizer, config=config)
-    fresh = states.create(model, optimizer, detector.init(model, 0))
+    """A call that takes one training step, and its GFLOP. Every call starts from the last."""
+    optimizer = make_optimizer(config.optimizer, config.model.backbone, config.steps)
+    step = partial(make_step, config, model, optimizer)
+    fresh = create_state(optimizer, detector.init(model, 0))
     half = batch // 2 if kind == "mixed" else batch
     views = [view(size, half, config.data.max_boxes, seed) for seed in range(3)]
     if kind == "mixed":  # both views of the mixed half have the same boxes and the same matrix
         views[2] = dataclasses.replace(views[1], image=views[2].image)
     seen = Batch(*views) if kind == "mixed" else Batch(views[0])
-    counted = measure.gflop(partial(step, total=lambda tree: tree), fresh, seen)
-    mapped = parallel.map_step(partial(step, total=parallel.total))
-    held = [parallel.place(fresh)]
+    counted = measure.gflop(step(lambda tree: tree), fresh, seen)
+    mapped = parallel.map_step(step(parallel.sum_over_devices))
+    held = [parallel.replicate(fresh)]
     del fresh
-    seen = jax.device_put(parallel.spread(seen))
+    seen = jax.device_put(parallel.shard(seen))
 
     def call() -> Any:
         held[0], metrics, _ = mapped(held[0], seen)
@@ -174,7 +177,7 @@ def _step(model, config, kind: str, size: tuple[int, int], batch: int):
 
 
 def view(size: tuple[int, int], batch: int, slots: int, seed: int) -> View:
-    """Random pictures that fill their batch, each with ten random boxes."""
+    """Random images that fill their batch, each with ten random boxes."""
     rng = np.random.default_rng(seed)
     height, width = size
     corner = rng.uniform(0, 0.8, (batch, slots, 2)) * [width, height]

@@ -1,8 +1,8 @@
 """The same views made the usual way with OpenCV: what the input pipeline is compared with.
 
 Decode, colour, resize, flip, normalise, warp, cut out, pad, one after the other in NumPy and
-OpenCV, on a pool of threads. It takes the photographs, buckets and draws of the real pipeline, so
-that both do the same work; the boxes are left out.
+OpenCV, on a pool of threads. It takes the images, buckets and view parameters of the real pipeline,
+so that both do the same work; the boxes are left out.
 """
 
 import os
@@ -12,13 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 import cv2
 import numpy as np
 
-from mixtrain_jax.data import color, plan, views
+from mixtrain_jax.data.input import plan
+from mixtrain_jax.data.views import color, parameters
+from mixtrain_jax.data.views.parameters import ViewParameters
 
 
 def train_batches(dataset, config) -> Iterator[list[list[np.ndarray]]]:
     """Batches without end: [[normal], [weak, strong]], each [B / 2, height, width, 3] float32."""
     cv2.setNumThreads(1)
-    stream = plan.Stream(dataset, config)
+    stream = plan.Stream(dataset, config.seed, config.data.train)
     jobs = _jobs(stream, dataset, config)
     size = config.batch_size
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -35,9 +37,10 @@ def train_batches(dataset, config) -> Iterator[list[list[np.ndarray]]]:
 
 def _jobs(
     stream: plan.Stream, dataset, config
-) -> Iterator[tuple[int, list[views.Draw], tuple[int, int]]]:
-    """Row, draws and bucket of one photograph after the other, normal and mixed in turns."""
-    for step in plan.steps(stream, config):
+) -> Iterator[tuple[int, list[ViewParameters], tuple[int, int]]]:
+    """Row, view parameters and bucket of one image after the other, normal and mixed in turns."""
+    switch = plan.first_mixed_step(config.mixtraining)
+    for step in plan.steps(stream, config.batch_size, switch):
         bucket = stream.buckets.index(step.bucket)
         for pair in zip(step.normal, step.mixed, strict=True):
             for place, kinds in zip(pair, (("normal",), ("weak", "strong")), strict=True):
@@ -45,22 +48,23 @@ def _jobs(
                 shorts = stream.shorts_for(row, bucket)
                 rng = np.random.default_rng([stream.seed, int(place)])
                 size, scale = dataset.sizes[row], (stream.long, shorts)
-                drawn = [views.draw(rng, kind, size, scale, config.data.augment) for kind in kinds]
-                yield row, drawn, step.bucket
+                augment = config.data.augment
+                sampled = [parameters.sample(rng, k, size, scale, augment) for k in kinds]
+                yield row, sampled, step.bucket
 
 
-def _views(dataset, config, row: int, drawn: list[views.Draw], bucket) -> list[np.ndarray]:
-    """All views of a photograph."""
+def _views(dataset, config, row: int, sampled: list[ViewParameters], bucket) -> list[np.ndarray]:
+    """All views of an image."""
     encoded = np.frombuffer(dataset.read(row), np.uint8)
     image = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
     assert image is not None
-    return [_view(image, each, bucket, config.data) for each in drawn]
+    return [_view(image, each, bucket, config.data) for each in sampled]
 
 
-def _view(image: np.ndarray, drawn: views.Draw, bucket: tuple[int, int], data) -> np.ndarray:
-    height, width = (int(side) for side in drawn.size)
-    image = _color(image, color.NAMES[int(drawn.color)], int(drawn.level))
-    matrix = drawn.matrix.astype(np.float64)
+def _view(image: np.ndarray, sampled: ViewParameters, bucket: tuple[int, int], data) -> np.ndarray:
+    height, width = (int(side) for side in sampled.size)
+    image = _color(image, color.NAMES[int(sampled.color)], int(sampled.level))
+    matrix = sampled.matrix.astype(np.float64)
     resize = np.diag([width / image.shape[1], height / image.shape[0], 1.0])
     pixels = cv2.resize(image, (width, height))
     moved = matrix @ np.linalg.inv(resize)  # what is left: a flip, then a geometric operation
@@ -75,7 +79,7 @@ def _view(image: np.ndarray, drawn: views.Draw, bucket: tuple[int, int], data) -
         to_centers = np.array([[1.0, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
         moved = np.linalg.inv(to_centers) @ moved @ to_centers
         pixels = cv2.warpAffine(pixels, moved[:2], (width, height))
-    for y1, x1, y2, x2 in drawn.holes:
+    for y1, x1, y2, x2 in sampled.holes:
         pixels[y1:y2, x1:x2] = 0
     down, right = bucket[0] - height, bucket[1] - width
     return cv2.copyMakeBorder(pixels, 0, down, 0, right, cv2.BORDER_CONSTANT)

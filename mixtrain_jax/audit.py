@@ -1,0 +1,96 @@
+"""Tells which human labels are probably wrong: shown, ranked, corrected.
+
+python -m mixtrain_jax.audit --workdir=runs/mine
+
+A run's teacher looks at the labels it was trained on (--split=val: at the others), as it is and
+mirrored, with the student beside it. Boxes of the wrong class, badly drawn, missing, spurious and
+doubled ones come out with a score: of those with score p about p are right. --folds=2 first trains
+two detectors, each without half of the images, and lets each look at the half it has not seen.
+
+Writes to --output (default: audit in the workdir) audit.json, corrected.json (COCO, with all
+findings above --threshold applied) and audit.html, a page to accept and reject them one by one.
+--apply=decisions.json, which the page exports, writes accepted.json with the accepted ones. Labels
+that came as VOC or YOLO are written as such too, in the folders `corrected` and `accepted`. The
+labels themselves are never written over.
+"""
+
+import argparse
+
+from mixtrain_jax import cli
+from mixtrain_jax.errors import STOPPED, UserError
+
+
+def main(flags: argparse.Namespace) -> int:
+    """Audits what the flags name; returns the exit code."""
+    if not 0 <= flags.threshold <= 1:
+        raise UserError(f"--threshold={flags.threshold}: choose from 0 to 1")
+    if flags.folds < 0 or flags.folds == 1:
+        raise UserError(f"--folds={flags.folds}: choose 2 or more, or 0 for the run's own detector")
+
+    from etils import epath
+
+    from mixtrain_jax import process
+    from mixtrain_jax.data.sources.load import load_dataset
+    from mixtrain_jax.evaluation.audit import apply_decisions
+    from mixtrain_jax.runtime import parallel
+    from mixtrain_jax.training.folds import audit_split
+
+    process.prepare(flags.config, training=True)
+    parallel.start()
+    workdir = epath.Path(flags.workdir)
+    output = epath.Path(flags.output or workdir / "audit")
+    if flags.apply:
+        dataset = load_dataset(flags.config.data, flags.split)
+        source = flags.config.data.source
+        count = apply_decisions(dataset, source, output, epath.Path(flags.apply))
+        print(f"wrote {output / 'accepted.json'}: {count} findings applied")
+        return 0
+    contents = audit_split(
+        flags.config,
+        str(workdir),
+        workdir,
+        output,
+        split=flags.split,
+        folds=flags.folds,
+        threshold=flags.threshold,
+        dump=flags.dump,
+    )
+    if contents is None:
+        return STOPPED
+    above = sum(finding["score"] >= flags.threshold for finding in contents["findings"])
+    print(
+        f"wrote {output / 'audit.html'}, audit.json and corrected.json: {above} findings with a "
+        f"score of at least {flags.threshold} among {contents['data']['human_boxes']} human boxes"
+    )
+    return 0
+
+
+def parse() -> argparse.ArgumentParser:
+    """Returns the command's flags."""
+    parser = cli.parser(__doc__)
+    parser.add_argument("--workdir", required=True, help="a run's directory")
+    parser.add_argument("--split", default="train", choices=("train", "val"))
+    parser.add_argument("--output", help="directory for the audit; default: audit in the workdir")
+    parser.add_argument(
+        "--folds", type=int, default=0, metavar="K",
+        help="train K detectors first, each without a part of the images, and audit by those that "
+        "have not seen them; started again, it resumes",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dump", action="store_true",
+        help="write looks.npz, too: all that the detectors see, for tools/benchmark_audit.py",
+    )  # fmt: skip
+    parser.add_argument(
+        "--threshold", type=float, default=0.5, help="least score applied in corrected.json"
+    )
+    parser.add_argument("--apply", metavar="FILE", help="decisions.json that the page exported")
+    return parser
+
+
+def command() -> None:
+    """The command, as a console script runs it."""
+    cli.run(main, parse())
+
+
+if __name__ == "__main__":
+    command()

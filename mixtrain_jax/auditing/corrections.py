@@ -1,0 +1,208 @@
+"""From findings and decisions to corrected labels, and how often people erred.
+
+Nothing here changes what it is given: corrected labels are new tables and new dictionaries.
+"""
+
+import copy
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mixtrain_jax.auditing.findings import (
+    CLASS,
+    DUPLICATE,
+    KINDS,
+    MISSING,
+    PLACE,
+    SPURIOUS,
+    Findings,
+)
+from mixtrain_jax.auditing.labels import Bools, Floats, Ints, Labels, area, iou
+
+THRESHOLD = 0.5  # a finding that is likelier right than wrong is worth applying
+Z = 1.96  # of a 95% interval
+
+
+@dataclasses.dataclass(frozen=True)
+class Corrected:
+    """Corrected labels.
+
+    Attributes:
+      labels: sorted by image.
+      source: [N] int32, the human box each one comes from; -1 for an added one.
+      finding: [N] int32, the finding that changed or added it; -1 where nothing was changed.
+      removed: rows of the human boxes that are gone, ascending.
+      spared: rows of human boxes that were to go as duplicates and stay, since the box they double
+        is gone already.
+    """
+
+    labels: Labels
+    source: Ints
+    finding: Ints
+    removed: Ints
+    spared: Ints
+
+
+def apply(human: Labels, findings: Findings, accepted: Bools) -> Corrected:
+    """Applies the accepted findings; of two boxes that are each other's duplicate one stays.
+
+    Args:
+      human: the human boxes that were audited.
+      findings: F findings.
+      accepted: [F] bool.
+    """
+    boxes, labels = human.boxes.copy(), human.labels.copy()
+    changed = np.full(len(human), -1, np.int32)
+    gone = np.zeros(len(human), bool)
+    spared = []
+    chosen = np.flatnonzero(accepted & (findings.kind != MISSING))
+    for row in chosen[np.argsort(-findings.score[chosen], kind="stable")].tolist():
+        box, kind = int(findings.human[row]), int(findings.kind[row])
+        if kind == DUPLICATE and gone[_twin(human, box)]:
+            spared.append(box)
+        elif kind in (SPURIOUS, DUPLICATE):
+            gone[box] = True
+        elif kind == CLASS:
+            labels[box], changed[box] = findings.labels[row], row
+        elif kind == PLACE:
+            boxes[box], changed[box] = findings.boxes[row], row
+    added = np.flatnonzero(accepted & (findings.kind == MISSING)).astype(np.int32)
+    kept = np.flatnonzero(~gone).astype(np.int32)
+    table = Labels(
+        np.concatenate([human.image[kept], findings.image[added]]).astype(np.int32),
+        np.concatenate([boxes[kept], findings.boxes[added]]).astype(np.float32),
+        np.concatenate([labels[kept], findings.labels[added]]).astype(np.int32),
+    )
+    source = np.concatenate([kept, np.full(len(added), -1, np.int32)])
+    finding = np.concatenate([changed[kept], added])
+    order = np.argsort(table.image, kind="stable")
+    return Corrected(
+        table.take(order),
+        source[order],
+        finding[order],
+        np.flatnonzero(gone),
+        np.array(spared, np.int64),
+    )
+
+
+def _twin(human: Labels, row: int) -> int:
+    """Returns the human box of the same image and class with the largest IoU; `row` if alone."""
+    others = np.flatnonzero((human.image == human.image[row]) & (human.labels == human.labels[row]))
+    others = others[others != row]
+    if not len(others):
+        return row
+    return int(others[iou(human.boxes[row][None], human.boxes[others])[0].argmax()])
+
+
+def correct_coco(
+    coco: dict[str, Any],
+    places: Ints,
+    category_ids: Sequence[int],
+    corrected: Corrected,
+    findings: Findings,
+) -> dict[str, Any]:
+    """Returns the COCO annotations with corrections applied; what was given stays as it is.
+
+    A changed or added annotation says why under "audit": {"kind", "score"}. A moved box loses its
+    segmentation, which no longer fits. Crowds and what was not audited stay.
+
+    Args:
+      coco: the original file's contents.
+      places: [H] place of each audited box in coco["annotations"], as `labels.from_coco` returns
+        them.
+      category_ids: of each label.
+      corrected: what `apply` returned.
+      findings: what it was given.
+    """
+    annotations = copy.deepcopy(coco["annotations"])
+    table = corrected.labels
+    added = []
+    numbers = [e["id"] for e in annotations if isinstance(e.get("id"), int)]
+    next_id = max(numbers, default=0) + 1
+    image_ids = [image["id"] for image in coco["images"]]
+    for row, (source, finding) in enumerate(zip(corrected.source, corrected.finding)):
+        if finding < 0:
+            continue
+        kind = int(findings.kind[finding])
+        if source >= 0:
+            entry = annotations[places[source]]
+        else:
+            entry = {"id": next_id, "image_id": image_ids[table.image[row]], "iscrowd": 0}
+            next_id += 1
+            added.append(entry)
+        entry["category_id"] = category_ids[table.labels[row]]
+        if kind in (PLACE, MISSING):
+            entry["bbox"] = to_bbox(table.boxes[row])
+            entry["area"] = round(float(area(table.boxes[row])), 2)
+            entry.pop("segmentation", None)
+        score = round(float(findings.score[finding]), 4)
+        entry["audit"] = {"kind": KINDS[kind], "score": score}
+    gone = set(places[corrected.removed].tolist())
+    kept = [entry for place, entry in enumerate(annotations) if place not in gone]
+    rest = {key: copy.deepcopy(value) for key, value in coco.items() if key != "annotations"}
+    return rest | {"annotations": kept + added}
+
+
+def summarise(
+    human: Labels, findings: Findings, class_names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Estimates how many labels of each class are wrong, and in which way.
+
+    The expected number of errors is the sum of the findings' scores. Rates are shares of the human
+    boxes of the class; for "missing", of the objects there are: human boxes and missing ones. What
+    the detector does not see is in no number.
+
+    Returns:
+      A row for each class and kind, and for "all" classes: {"class", "kind", "boxes", "errors",
+      "rate", "low", "high"}; low and high are the Wilson interval of 95%.
+    """
+    classes = np.where(findings.human >= 0, human.labels[findings.human], findings.labels)
+    if not len(human):
+        classes = findings.labels
+    rows = []
+    for label, name in [*enumerate(class_names), (None, "all")]:
+        boxes = len(human) if label is None else int((human.labels == label).sum())
+        mine = np.ones(len(findings), bool) if label is None else classes == label
+        for kind, word in enumerate(KINDS):
+            errors = float(findings.score[mine & (findings.kind == kind)].sum())
+            total = boxes + (errors if kind == MISSING else 0)
+            low, high = wilson(errors, total)
+            rows.append(
+                {
+                    "class": name,
+                    "kind": word,
+                    "boxes": boxes,
+                    "errors": round(errors, 2),
+                    "rate": round(errors / total, 5) if total else 0.0,
+                    "low": round(low, 5),
+                    "high": round(high, 5),
+                }
+            )
+    return rows
+
+
+def wilson(count: float, total: float) -> tuple[float, float]:
+    """Returns the 95% Wilson interval of a share; (0, 1) where nothing was counted."""
+    if total <= 0:
+        return 0.0, 1.0
+    share = min(count / total, 1.0)
+    center = share + Z**2 / (2 * total)
+    half = Z * math.sqrt(share * (1 - share) / total + Z**2 / (4 * total**2))
+    scale = 1 + Z**2 / total
+    return max((center - half) / scale, 0.0), min((center + half) / scale, 1.0)
+
+
+def to_bbox(box: Floats) -> list[float]:
+    """Returns [x, y, width, height] of a box [4], to a hundredth of a pixel."""
+    x1, y1, x2, y2 = (float(side) for side in box)
+    return [round(x1, 2), round(y1, 2), round(x2 - x1, 2), round(y2 - y1, 2)]
+
+
+def from_bbox(bboxes: Sequence[Sequence[float]]) -> Floats:
+    """Returns [N, 4] float32 x1 y1 x2 y2 of N boxes [x, y, width, height]."""
+    boxes = np.array(bboxes, np.float64).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    return boxes.astype(np.float32)

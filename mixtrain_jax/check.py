@@ -1,0 +1,110 @@
+"""Looks at a data set before any training, and writes a recipe for it.
+
+python -m mixtrain_jax.check --data=FOLDER --write=configs/mine.py
+python -m mixtrain_jax.train --config=configs/mine.py --workdir=runs/mine
+
+Reads every image once. What is there and what is odd about it (damaged files, duplicates, objects
+too small, near-certain mistakes) goes to the terminal, and with the places of all problems to
+report.json and check.html in --output. The recipe is chosen from the data and this machine. Exit
+code 0 says that training can start on this data, 1 that it cannot.
+"""
+
+import argparse
+from typing import Any
+
+from mixtrain_jax import cli
+from mixtrain_jax.errors import UserError
+
+CANNOT_START = 1  # exit code
+
+
+def main(flags: argparse.Namespace) -> int:
+    """Checks the data that the flags name; returns the exit code."""
+    if flags.config is None:
+        raise UserError("say what to look at: --data=FOLDER or --config=FILE")
+    from etils import epath
+
+    from mixtrain_jax import process
+
+    process.prepare()
+
+    from mixtrain_jax.inspection import report, splits
+    from mixtrain_jax.runtime import parallel
+
+    parallel.start()
+    output = epath.Path(flags.output)
+    looked = _look(flags.config)
+    problems = splits.check(looked, flags.config)
+    print(report.text(looked, problems))
+    written = [str(report.write_json(output, looked, problems))]
+    page = report.write_page(output, flags.data or flags.origin.file, looked, problems)
+    if page is None:
+        print("no HTML page: pip install jinja2")
+    else:
+        written.append(str(page))
+    print(f"wrote {' and '.join(written)}")
+    if flags.write:
+        _write(flags, looked)
+    return 0 if report.can_start(problems) else CANNOT_START
+
+
+def _look(config: Any) -> list[Any]:
+    """Reads the splits that the config names, and every image of them."""
+    from mixtrain_jax.data.sources.load import check_same_categories, has_split, load_dataset
+    from mixtrain_jax.inspection.look import look
+
+    datasets = [
+        load_dataset(config.data, split)
+        for split in ("train", "val", "test")
+        if has_split(config.data, split)
+    ]
+    for other in datasets[1:]:
+        check_same_categories(datasets[0], other)
+    return [look(dataset, config.data.workers) for dataset in datasets]
+
+
+def _write(flags: argparse.Namespace, looked: list[Any]) -> None:
+    """Writes the recipe, and says how to train with it."""
+    from etils import epath
+
+    from mixtrain_jax.config import load
+    from mixtrain_jax.inspection import facts, recipe, weights
+    from mixtrain_jax.runtime import machine, storage
+
+    path = epath.Path(flags.write)
+    if path.exists() and not flags.overwrite:
+        raise UserError(f"{path} is there already; choose another file, or add --overwrite")
+    found = facts.gather(looked, flags.config.data)
+    text = recipe.text(found, machine.look(), weights.read(flags.weights), flags.write)
+    storage.write(path, text.encode())
+    load.load(str(path))  # it is a config that train takes
+    print(f"wrote {path}; train with:\n  {recipe.train_command(machine.look(), flags.write)}")
+
+
+def parse() -> argparse.ArgumentParser:
+    """Returns the command's flags."""
+    parser = cli.parser(__doc__, config_required=False)
+    cli.add_data(parser)
+    parser.add_argument(
+        "--output",
+        default="runs/check",
+        help="directory for report.json and check.html (default runs/check)",
+    )
+    parser.add_argument("--write", metavar="FILE.py", help="write a recipe for this data to a file")
+    parser.add_argument(
+        "--weights",
+        default="",
+        metavar="CHECKPOINT",
+        help="pretrained weights that the recipe starts from; see docs/weights.md",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the file of --write")
+    return parser
+
+
+def command() -> None:
+    """The command, as a console script runs it."""
+    cli.run(main, parse())
+
+
+if __name__ == "__main__":
+    command()

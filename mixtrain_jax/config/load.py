@@ -1,0 +1,258 @@
+"""Config files, and the fields a command line changes in them.
+
+A config file, or recipe, is Python with a function `get_config(argument)` that returns an
+ml_collections ConfigDict; `cascade:plain` calls the one in configs/cascade.py with "plain". `load`
+reads such a file and applies overrides, each checked against the type the field has and against
+what the schema says it may hold.
+"""
+
+import ast
+import copy
+import difflib
+import importlib.util
+import inspect
+import pathlib
+import traceback
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict, FieldReference
+
+from mixtrain_jax.config import rules, schema
+from mixtrain_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+# An installed package has the recipes inside, a checkout has them beside it.
+INSTALLED, CHECKOUT = ROOT / "mixtrain_jax" / "configs", ROOT / "configs"
+RECIPES = INSTALLED if INSTALLED.is_dir() else CHECKOUT
+Values = tuple[Any, ...]
+STAGES = ("positive_ious", "delta_stds", "loss_weights")  # of model.roi_head: of equal lengths
+
+
+def load(source: str, overrides: Mapping[str, str] | Iterable[str] = ()) -> ConfigDict:
+    """Reads a config file and changes fields of it.
+
+    Args:
+      source: path of the file or name of a recipe, with an argument for its `get_config` after a
+        colon if it takes one.
+      overrides: text of the fields to change, {"data.max_boxes": "50"} or ["data.max_boxes=50"].
+
+    Returns:
+      The config, locked: a field that is not there can be neither read nor set.
+
+    Raises:
+      UserError: the file is missing or fails, refuses its argument, or has no such field or type.
+    """
+    path, _, argument = source.partition(":")
+    config = _get_config(find(path), argument)
+    if not isinstance(overrides, Mapping):
+        overrides = dict(_split(text) for text in overrides)
+    return override_all(config, overrides)
+
+
+def override_all(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigDict:
+    """Returns a config with fields changed by text, checked and locked; raises as `load` does."""
+    result = copy.deepcopy(config).unlock()
+    for name, text in overrides.items():
+        override(result, name, text)
+    check(result)
+    return result.lock()
+
+
+def find(name: str) -> str:
+    """Returns the path of a config file: `name` itself, or the recipe that it names.
+
+    "cascade" and "configs/cascade.py" name the recipe of the checkout or of the installed package
+    whatever the working directory is; a file that is there is taken first.
+
+    Raises:
+      UserError: there is neither such a file nor such a recipe.
+    """
+    path = pathlib.Path(name)
+    if path.is_file():
+        return name
+    if path.parent in (pathlib.Path("."), pathlib.Path("configs")):
+        recipe = RECIPES / f"{path.stem}.py"
+        if recipe.is_file() and path.suffix in ("", ".py"):
+            return str(recipe)
+    recipes = sorted(file.stem for file in RECIPES.glob("[a-z]*.py"))
+    raise UserError(f"config file {name!r} does not exist; recipes are {', '.join(recipes)}")
+
+
+def check(config: ConfigDict) -> None:
+    """Checks what a field's type alone does not say; a field that is not there is not missed.
+
+    Raises:
+      UserError: a field has a value that nothing can be done with; the message names it.
+    """
+    values = {name: value for name, (_, value, _) in _fields(config).items() if value is not None}
+    for name, value in values.items():
+        if not rules.finite(value):
+            raise UserError(f"config.{name} is {value}: give finite numbers")
+    for name, field in schema.fields():
+        if name in values and field.rule is not None and not field.rule.test(values[name]):
+            raise UserError(f"config.{name} is {values[name]!r}: {field.rule.text}")
+    stages = {name: len(values.get(f"model.roi_head.{name}", ())) for name in STAGES}
+    if len(set(stages.values())) > 1:
+        raise UserError(f"config.model.roi_head: give as many {', '.join(stages)} as stages")
+    if values.get("model.backbone.name") == "swin":
+        channels = values["model.backbone.embed_dim"]
+        for stage, heads in enumerate(values["model.backbone.num_heads"]):
+            if channels * 2**stage % heads:
+                raise UserError(
+                    f"config.model.backbone.num_heads: stage {stage} has {channels * 2**stage} "
+                    f"channels, which {heads} heads cannot share equally"
+                )
+
+
+def override(config: ConfigDict, name: str, text: str) -> None:
+    """Sets the field `name` ("data.val.scale") of a config to what `text` says in the field's type.
+
+    Raises:
+      UserError: there is no such field (the nearest one is named), or the text has another type.
+    """
+    fields = _fields(config)
+    if name not in fields:
+        if isinstance(_get(config, name), ConfigDict):
+            raise UserError(
+                f"config.{name} is a group of fields; set one of them: "
+                + ", ".join(f for f in fields if f.startswith(f"{name}."))
+            )
+        raise UserError(f"config has no field {name!r}; the nearest is {_nearest(name, fields)!r}")
+    group, _, leaf = name.rpartition(".")
+    try:
+        value = _parse(text, *fields[name])
+    except ValueError as error:
+        raise UserError(f"config.{name}={text}: expected {error}") from None
+    _get(config, group)[leaf] = value
+
+
+def _get_config(path: str, argument: str) -> ConfigDict:
+    """Runs the file's `get_config`; whatever goes wrong in it is one line with the place."""
+    spec = importlib.util.spec_from_file_location("mixtrain_config", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"config file {path!r} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise UserError(f"config file {path!r} has no function get_config")
+        if inspect.signature(module.get_config).parameters:
+            config = module.get_config(argument)
+        elif argument:
+            raise UserError(f"config file {path!r} takes no argument, but was given {argument!r}")
+        else:
+            config = module.get_config()
+    except UserError:
+        raise
+    except SyntaxError as error:
+        raise UserError(
+            f"config file {error.filename}, line {error.lineno}: {error.msg}"
+        ) from error
+    except ValueError as error:
+        raise UserError(
+            f"config file {path!r} refuses its argument {argument!r}: {error}"
+        ) from error
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(
+            f"config file {path!r} failed in {place.filename}, line {place.lineno}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"get_config of {path!r} returned {type(config).__name__}, not a ConfigDict"
+        )
+    return config
+
+
+def _split(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"config field {name!r} was given no value; write {name}=VALUE")
+    return name, value
+
+
+def _fields(config: ConfigDict, prefix: str = "") -> dict[str, tuple[type, Any, bool]]:
+    """Type, value and whether it may be unset (None), by the dotted name of each field."""
+    fields: dict[str, tuple[type, Any, bool]] = {}
+    for name, value in config.items(preserve_field_references=True):
+        if isinstance(value, ConfigDict):
+            fields |= _fields(value, f"{prefix}{name}.")
+        else:
+            optional = isinstance(value, FieldReference)
+            fields[prefix + name] = config.get_type(name), config[name], optional
+    return fields
+
+
+def _get(config: ConfigDict, name: str) -> Any:
+    """What stands at a dotted name, or None."""
+    value: Any = config
+    for part in name.split(".") if name else ():
+        if not isinstance(value, ConfigDict) or part not in value:
+            return None
+        value = value[part]
+    return value
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    """The name most like `name`, as a whole or in its last part."""
+
+    def likeness(other: str) -> float:
+        whole = difflib.SequenceMatcher(None, name, other).ratio()
+        last = difflib.SequenceMatcher(None, name.split(".")[-1], other.split(".")[-1]).ratio()
+        return max(whole, last) + whole / 1000
+
+    return max(names, key=likeness)
+
+
+def _parse(text: str, kind: type, value: Any, optional: bool) -> Any:
+    """Text as a value of a type; a ValueError names what was expected."""
+    unset = " or None" if optional else ""
+    if optional and text in ("None", "none"):
+        return None
+    if kind is str:
+        return text
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(f"true or false{unset}")
+        return text.lower() == "true"
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            name = {int: "a whole number", float: "a number"}[kind]
+            raise ValueError(f"{name} (type {kind.__name__}){unset}") from None
+    if kind is tuple:
+        try:
+            literal = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            literal = tuple(part.strip() for part in text.strip("()[]").split(","))
+        if not isinstance(literal, (tuple, list)):
+            literal = (literal,)
+        return _like(tuples(literal), value, unset)
+    raise ValueError(f"no override, as a field of type {kind.__name__} is set in the file only")
+
+
+def _like(value: Values, example: Values | None, unset: str) -> Values:
+    """Checks that members have the type of the example's; ints may stand for floats."""
+    kinds = {type(member) for member in example or ()}
+    if len(kinds) != 1:
+        return value
+    (kind,) = kinds
+    if kind is tuple and example and all(isinstance(member, tuple) for member in value):
+        return tuple(_like(member, example[0], unset) for member in value)
+    if kind is float and all(type(member) in (int, float) for member in value):
+        return tuple(float(member) for member in value)
+    if not all(type(member) is kind for member in value):
+        raise ValueError(f"a tuple of type {kind.__name__} such as {example}{unset}")
+    return value
+
+
+def tuples(value: Any) -> Any:
+    """The same with tuples in place of lists, at every depth."""
+    if isinstance(value, dict):
+        return {key: tuples(member) for key, member in value.items()}
+    if isinstance(value, (list, tuple)):
+        return tuple(tuples(member) for member in value)
+    return value

@@ -1,0 +1,350 @@
+"""Batches of views from files: training's endless stream, and each image once for evaluation.
+
+tf.data runs the work on threads: Python reads, decodes and samples, TensorFlow renders. What it
+makes is fixed by file and seed alone, so a run resumes at any step, on any number of hosts, with no
+iterator state.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from mixtrain_jax.data.input import buckets, plan
+from mixtrain_jax.data.input.read_errors import ReadErrors
+from mixtrain_jax.data.sources.dataset import Dataset
+from mixtrain_jax.data.tensorflow import tf
+from mixtrain_jax.data.views import geometry, parameters, render
+from mixtrain_jax.data.views.parameters import ViewParameters
+from mixtrain_jax.errors import UserError
+from mixtrain_jax.types import Batch, View
+
+# What a generator seeded with (seed, place, purpose) is for.
+_NORMAL, _WEAK, _STRONG, _KIND = range(4)
+
+# A job is what to load, in each of one or two ways, and the number of its bucket; loading gives
+# pixels, row (-1: a filler), and the parameters of each view.
+Jobs = Callable[[], Iterator[tuple[Sequence[int], int]]]
+Load = Callable[[int, int], tuple[np.ndarray, int, list[ViewParameters]]]
+
+
+def train_batches(
+    dataset: Dataset,
+    data: Any,
+    *,
+    seed: int,
+    batch_size: int,
+    first_mixed_step: float = math.inf,
+    start_step: int = 0,
+    host_index: int = 0,
+    host_count: int = 1,
+    read_errors: ReadErrors | None = None,
+) -> Iterator[Batch]:
+    """This host's share of the batches of step start_step, start_step + 1, ... without end.
+
+    Args:
+      dataset: the training split.
+      data: `config.data`.
+      seed: of order and views.
+      batch_size: images a step, over all hosts.
+      first_mixed_step: the step from which batches have a mixed half.
+      start_step: the first step.
+      host_index: this host's number.
+      host_count: hosts, each of which takes a contiguous share of either half.
+      read_errors: where unreadable images are counted.
+
+    Yields:
+      Batch of NumPy arrays; `weak` and `strong` are None in plain steps.
+
+    Raises:
+      UserError: see `plan.Stream`; or the batch cannot be divided; or too many images cannot
+      be read.
+    """
+    stream = plan.Stream(dataset, seed, data.train)
+    errors = read_errors or ReadErrors(data.max_bad_share)
+    switch = first_mixed_step
+    halves = 1 if switch == math.inf else 2
+    if batch_size % (halves * host_count):
+        raise UserError(
+            f"config.batch_size = {batch_size} must be a multiple of {halves * host_count}: "
+            f"{host_count} hosts{', each with a normal and a mixed half' if halves == 2 else ''}"
+        )
+
+    rendered = _Pipelines(dataset, data, stream.buckets, errors)
+    steps = plan.steps(
+        stream, batch_size, switch, start_step
+    )  # one pass for both halves, and past the switch
+
+    def pipeline(count: int | None, halves: Mapping[str, int]) -> tf.data.Dataset:
+        """The views of the next `count` steps (None: all), of halves with so many views each."""
+        share = batch_size // len(halves) // host_count
+
+        def jobs() -> Iterator[tuple[Sequence[int], int]]:
+            for step in itertools.islice(steps, count):
+                bucket = stream.buckets.index(step.bucket)
+                of_halves = (getattr(step, name) for name in halves)
+                pairs = list(zip(*of_halves, strict=True))
+                for places in pairs[host_index * share : (host_index + 1) * share]:
+                    yield places, bucket
+
+        loads = [functools.partial(_load, stream, dataset, data, errors, n) for n in halves]
+        return rendered.batches(jobs, list(zip(loads, halves.values())), share)
+
+    def batches() -> Iterator[Batch]:
+        if start_step < switch:
+            count = None if switch == math.inf else int(switch) - start_step
+            for ((normal,),) in _run(pipeline(count, {"normal": 1}), errors):
+                yield Batch(normal)
+        for (normal,), (weak, strong) in _run(pipeline(None, {"normal": 1, "mixed": 2}), errors):
+            yield Batch(normal, weak, strong)
+
+    return batches()
+
+
+def _load(
+    stream: plan.Stream,
+    dataset: Dataset,
+    data: Any,
+    read_errors: ReadErrors,
+    half: str,
+    place: int,
+    bucket: int,
+) -> tuple[np.ndarray, int, list[ViewParameters]]:
+    """Pixels and row of the image at a place of the stream, and the parameters of its views.
+
+    In place of one that cannot be read comes the next in the stream that could have been there.
+    """
+    for other in range(place, place + stream.count):
+        row = stream.row(other)
+        shorts = stream.shorts_for(row, bucket)
+        if len(shorts) == 0 or (half == "normal" and not stream.trainable[row]):
+            continue
+        image = read_errors.read(dataset, row)
+        if image is not None:
+            break
+    else:
+        raise UserError(f"{dataset.name}: no readable image fits bucket {stream.buckets[bucket]}")
+    if half == "mixed":
+        kinds = [("weak", _WEAK), ("strong", _STRONG)]
+    else:
+        kind = data.train.augmentation
+        if kind == "random":
+            kind = np.random.default_rng([stream.seed, place, _KIND]).choice(["normal", "strong"])
+        kinds = [(kind, _NORMAL)]
+    sampled = [
+        parameters.sample(
+            np.random.default_rng([stream.seed, place, purpose]),
+            kind,
+            dataset.sizes[row],
+            (stream.long, shorts),
+            data.augment,
+        )
+        for kind, purpose in kinds
+    ]
+    return image, row, sampled
+
+
+def eval_batches(
+    dataset: Dataset,
+    data: Any,
+    batch_size: int,
+    *,
+    host_index: int = 0,
+    host_count: int = 1,
+    rows: np.ndarray | None = None,
+    read_errors: ReadErrors | None = None,
+) -> Iterator[View]:
+    """Every image once, in batches of one bucket each.
+
+    Args:
+      dataset: the split to look at.
+      data: `config.data`; its val scale and buckets are used.
+      batch_size: images a batch over all hosts.
+      host_index: this host's number; it gets a contiguous share of each batch.
+      host_count: hosts; all see the same buckets in the same order.
+      rows: only these rows; all if None.
+      read_errors: where unreadable images are counted.
+
+    Yields:
+      View of NumPy arrays. `index` is -1 for fillers and for images that cannot be read.
+
+    Raises:
+      UserError: an image fits no bucket, batch_size does not divide, or too many are
+      unreadable.
+    """
+    if batch_size % host_count:
+        raise UserError(f"config.eval.batch_size must be a multiple of the {host_count} hosts")
+    chosen = np.arange(len(dataset)) if rows is None else np.asarray(rows)
+    errors = read_errors or ReadErrors(data.max_bad_share, of=len(chosen))
+    sizes = buckets.for_evaluation(dataset.sizes, data.val)
+    resized = geometry.resized(dataset.sizes, *data.val.scale)
+    bucket_of = buckets.fitting(resized[chosen], sizes)
+    share = batch_size // host_count
+
+    def jobs() -> Iterator[tuple[Sequence[int], int]]:
+        for bucket in range(len(sizes)):
+            members = chosen[bucket_of == bucket]
+            filled = np.full(-(-len(members) // batch_size) * batch_size, -1)
+            filled[: len(members)] = members
+            for row in filled.reshape(-1, host_count, share)[:, host_index].reshape(-1):
+                yield (row,), bucket
+
+    def load(row: int, bucket: int) -> tuple[np.ndarray, int, list[ViewParameters]]:
+        image = errors.read(dataset, row) if row >= 0 else None
+        if image is None:  # a black image
+            blank, size = np.zeros([1, 1, 3], np.uint8), np.array(sizes[bucket])
+            return blank, -1, [parameters.evaluation_view(np.array([1, 1]), size)]
+        return image, row, [parameters.evaluation_view(dataset.sizes[row], resized[row])]
+
+    rendered = _Pipelines(dataset, data, sizes, errors)
+    return (view for ((view,),) in _run(rendered.batches(jobs, [(load, 1)], share), errors))
+
+
+_IMAGE = tf.TensorSpec([None, None, 3], tf.uint8)
+_NUMBER = tf.TensorSpec([], tf.int32)
+_PARAMETERS = ViewParameters(
+    size=tf.TensorSpec([2], tf.int32),
+    matrix=tf.TensorSpec([3, 3], tf.float32),
+    color=_NUMBER,
+    level=_NUMBER,
+    holes=tf.TensorSpec([None, 4], tf.int32),
+)
+
+
+@dataclasses.dataclass
+class _Pipelines:
+    """Makes tf.data pipelines of views, all with one traced `render.render`.
+
+    Attributes:
+      dataset: where rows have their boxes.
+      data: `config.data`.
+      buckets: (height, width) to pad to.
+      read_errors: takes the exceptions of loading.
+    """
+
+    dataset: Dataset
+    data: Any
+    buckets: Sequence[tuple[int, int]]
+    read_errors: ReadErrors
+
+    def __post_init__(self) -> None:
+        self._render = tf.function(
+            lambda image, sampled, height, width: render.render(
+                image, sampled, height, width, self.data
+            ),
+            input_signature=(_IMAGE, _PARAMETERS, _NUMBER, _NUMBER),
+            autograph=False,
+        )
+
+    def batches(self, jobs: Jobs, loads: Sequence[tuple[Load, int]], batch: int) -> tf.data.Dataset:
+        """Batches of `batch` jobs, each loaded in all the ways in `loads`.
+
+        A load comes with the number of its views; it gives a tuple of so many dictionaries of
+        View's fields.
+        """
+        workers = self.data.workers or os.cpu_count() or 1
+
+        def views(what: tf.Tensor, bucket: tf.Tensor) -> tuple[Any, ...]:
+            return tuple(
+                self._views(load, views_each, what[number], bucket)
+                for number, (load, views_each) in enumerate(loads)
+            )
+
+        options = tf.data.Options()
+        options.threading.private_threadpool_size = workers
+        options.autotune.enabled = False
+        job = (tf.TensorSpec([len(loads)], tf.int64), tf.TensorSpec([], tf.int32))
+        return (
+            tf.data.Dataset.from_generator(jobs, output_signature=job)
+            .map(
+                tf.autograph.experimental.do_not_convert(views),
+                num_parallel_calls=workers,
+                deterministic=True,
+            )
+            .batch(batch, drop_remainder=True)
+            .prefetch(2)
+            .with_options(options)
+        )
+
+    def _views(
+        self, load: Load, views_each: int, what: tf.Tensor, bucket: tf.Tensor
+    ) -> tuple[dict[str, tf.Tensor], ...]:
+        """The views of one image."""
+        max_boxes = self.data.max_boxes
+        targets = (
+            tf.TensorSpec([max_boxes, 4], tf.float32),
+            tf.TensorSpec([max_boxes], tf.int32),
+            tf.TensorSpec([max_boxes], tf.bool),
+        )
+        specs = [_IMAGE, _NUMBER] + [*_PARAMETERS, *targets] * views_each
+        numbers = functools.partial(self._numbers, load, views_each)
+        flat = tf.numpy_function(numbers, [what, bucket], [spec.dtype for spec in specs])
+        flat = [tf.ensure_shape(each, spec.shape) for each, spec in zip(flat, specs)]
+        height, width = tf.unstack(tf.gather(tf.constant(self.buckets), bucket))
+        image, index = flat[:2]
+        made = []
+        for places in np.split(np.arange(2, len(flat)), views_each):
+            *sampled, boxes, labels, valid = (flat[place] for place in places)
+            made.append(
+                {
+                    "image": self._render(image, ViewParameters(*sampled), height, width),
+                    "size": sampled[0],
+                    "matrix": sampled[1],
+                    "boxes": boxes,
+                    "labels": labels,
+                    "valid": valid,
+                    "index": index,
+                }
+            )
+        return tuple(made)
+
+    def _numbers(
+        self, load: Load, views_each: int, what: np.ndarray, bucket: np.ndarray
+    ) -> list[np.ndarray]:
+        """Pixels, row, and the parameters and boxes of each view, in one flat list.
+
+        An exception is kept for `_run`, and black images follow it: TensorFlow, if it went through
+        there, would log its traceback, and hand on only its text.
+        """
+        if self.read_errors.error is None:
+            try:
+                return self._flat(*load(int(what), int(bucket)))
+            except Exception as error:
+                self.read_errors.error = error
+        size = np.array(self.buckets[int(bucket)])
+        blank = parameters.evaluation_view(np.array([1, 1]), size)
+        return self._flat(np.zeros([1, 1, 3], np.uint8), -1, [blank] * views_each)
+
+    def _flat(self, image: np.ndarray, row: int, sampled: list[ViewParameters]) -> list[np.ndarray]:
+        boxes, labels = np.zeros([0, 4]), np.zeros([0])
+        if row >= 0:
+            boxes, labels = self.dataset.boxes[row], self.dataset.labels[row]
+        flat = [image, np.asarray(row, np.int32)]
+        for each in sampled:
+            fields = parameters.padded_boxes(boxes, labels, each, self.data.max_boxes)
+            flat += [*each, fields["boxes"], fields["labels"], fields["valid"]]
+        return flat
+
+
+def _run(dataset: tf.data.Dataset, read_errors: ReadErrors) -> Iterator[Any]:
+    """Iterates over a dataset of views as NumPy; what went wrong in it comes out as it went in."""
+
+    def is_view(part: Any) -> bool:
+        return isinstance(part, dict)
+
+    try:
+        for element in dataset.as_numpy_iterator():
+            if read_errors.error is not None:
+                break
+            yield jax.tree.map(lambda fields: View(**fields), element, is_leaf=is_view)
+    except Exception:
+        if read_errors.error is None:
+            raise
+    if read_errors.error is not None:
+        raise read_errors.error

@@ -1,0 +1,39 @@
+"""The evaluation view of one image in memory."""
+
+from typing import Any
+
+import numpy as np
+
+from mixtrain_jax.data.input import buckets
+from mixtrain_jax.data.tensorflow import tf
+from mixtrain_jax.data.views import geometry, parameters, render
+from mixtrain_jax.data.views.parameters import ViewParameters
+from mixtrain_jax.types import View
+
+
+def single_view(image: np.ndarray, data: Any) -> View:
+    """The evaluation view of one image, as a batch of one without boxes.
+
+    Args:
+      image: [h, w, 3] uint8 RGB.
+      data: `config.data`; its val scale and buckets are used.
+
+    Raises:
+      UserError: no bucket is large enough.
+    """
+    size = np.array(image.shape[:2])
+    sampled = parameters.evaluation_view(size, geometry.resized(size, *data.val.scale))
+    sizes = buckets.of_any(data.val)
+    bucket = buckets.fitting(sampled.size, sizes)
+    if bucket < 0:
+        raise buckets.too_small(sampled.size, "val")
+    height, width = sizes[int(bucket)]
+    tensors = ViewParameters(*map(tf.constant, sampled))
+    fields: dict[str, Any] = dict(
+        image=render.render(tf.constant(image), tensors, height, width, data).numpy(),
+        size=sampled.size,
+        matrix=sampled.matrix,
+        index=np.zeros([], np.int32),
+        **parameters.padded_boxes(np.zeros([0, 4]), np.zeros([0]), sampled, data.max_boxes),
+    )
+    return View(**{key: value[None] for key, value in fields.items()})

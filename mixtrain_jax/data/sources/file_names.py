@@ -1,0 +1,152 @@
+"""From the names in annotation files to the image files that are there.
+
+Names written on another system or by another tool are looked for as they may have been meant: with
+backslashes, with %20, in another Unicode form, in capitals, with a folder too many or too few, and
+at last with another extension. A name that fits several files fits none.
+"""
+
+import difflib
+import functools
+import os
+import posixpath
+import unicodedata
+import urllib.parse
+from collections.abc import Iterable, Sequence
+
+from etils import epath
+
+from mixtrain_jax.runtime import storage
+
+SUFFIXES = frozenset(
+    f".{name}"
+    for name in (
+        *("jpg", "jpeg", "jpe", "jfif", "png", "bmp", "dib", "tif", "tiff", "webp", "gif"),
+        *("ppm", "pgm", "pnm", "jp2"),
+    )
+)
+
+
+class Folder:
+    """A folder of images; looks at the disk only as far as names ask for it.
+
+    Attributes:
+      path: of the folder.
+    """
+
+    def __init__(self, path: epath.PathLike):
+        self.path = os.fspath(path)
+        self._listed: dict[str, frozenset[str]] = {}
+        self._stem = str(epath.Path(path) / "x")[:-1]
+
+    def find(self, name: str) -> str | None:
+        """The path below the folder of the file that a name means; None if there is none."""
+        parent, base = os.path.split(name)
+        if parent not in self._listed:
+            self._listed[parent] = frozenset(_listing(epath.Path(self.path) / parent))
+        if base in self._listed[parent]:
+            return name
+        plain = _plain(name)
+        for known, key in (
+            (self._names[0], plain),
+            (self._names[1], posixpath.basename(plain)),
+            (self._names[2], posixpath.splitext(posixpath.basename(plain))[0]),
+        ):
+            found = known.get(key, ())
+            if len(found) > 1:  # as many last folders in common as tell them apart
+                ends = [path for path in found if _plain(path).endswith(f"/{_last(plain, 2)}")]
+                found = ends if len(ends) == 1 else found
+            if len(found) == 1:
+                return found[0]
+        return None
+
+    def path_of(self, name: str) -> str:
+        """The path of a file below the folder; where it needs no care it is put together."""
+        if name.startswith(("/", ".")) or "/." in name or "//" in name or "\\" in name:
+            return str(epath.Path(self.path) / name)
+        return self._stem + name
+
+    def nearest(self, name: str) -> str:
+        """The file whose name is most like a name; empty where there is no file at all."""
+        known = self._names[0]
+        found = difflib.get_close_matches(_plain(name), sorted(known)[:20_000], n=1, cutoff=0)
+        return known[found[0]][0] if found else ""
+
+    def images(self) -> list[str]:
+        """The paths below the folder of all image files, sorted."""
+        return sorted(path for path in self._all if suffix(path) in SUFFIXES)
+
+    @functools.cached_property
+    def _all(self) -> list[str]:
+        return list(walk(self.path))
+
+    @functools.cached_property
+    def _names(self) -> tuple[dict[str, list[str]], ...]:
+        """Image files by plain path, by plain name, and by plain name without extension."""
+        whole: dict[str, list[str]] = {}
+        base: dict[str, list[str]] = {}
+        stem: dict[str, list[str]] = {}
+        for path in self.images():
+            plain = _plain(path)
+            name = posixpath.basename(plain)
+            whole.setdefault(plain, []).append(path)
+            base.setdefault(name, []).append(path)
+            stem.setdefault(posixpath.splitext(name)[0], []).append(path)
+        return whole, base, stem
+
+
+def suffix(path: str) -> str:
+    """The extension of a path, in small letters, with its dot."""
+    return os.path.splitext(path)[1].lower()
+
+
+def walk(folder: str, most: int = 2_000_000) -> Iterable[str]:
+    """The paths below a folder of its files, with forward slashes; hidden ones are passed over."""
+    if "://" in folder:
+        root = epath.Path(folder)
+        for path in root.rglob("*"):
+            yield os.fspath(path)[len(folder.rstrip("/")) + 1 :]
+        return
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        below = os.path.relpath(parent, folder).replace(os.sep, "/")
+        for name in sorted(files):
+            most -= 1
+            if most < 0:
+                return
+            if not name.startswith("."):
+                yield name if below == "." else f"{below}/{name}"
+
+
+def resolve(
+    folder: epath.PathLike, names: Sequence[str]
+) -> tuple[list[str | None], list[tuple[str, str]]]:
+    """Finds the files that names mean.
+
+    Returns:
+      for each name the path below the folder, or None; and the pairs (name, path) that differ.
+    """
+    images = Folder(folder)
+    found = [images.find(name) for name in names]
+    pairs = zip(names, found, strict=True)
+    return found, [(name, path) for name, path in pairs if path is not None and path != name]
+
+
+def _plain(name: str) -> str:
+    """A name as all spellings of it are written here."""
+    name = urllib.parse.unquote(name.replace("\\", "/"))
+    return posixpath.normpath(unicodedata.normalize("NFC", name).casefold()).lstrip("/")
+
+
+def _last(path: str, parts: int) -> str:
+    return "/".join(path.split("/")[-parts:])
+
+
+def _listing(folder: epath.Path) -> Iterable[str]:
+    try:
+        if storage.is_local(folder):
+            return os.listdir(os.fspath(folder))
+        return storage.names(folder)
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        if isinstance(error, storage.StorageError) and error.passing:
+            raise
+        return []

@@ -1,0 +1,156 @@
+"""Where a data set comes from, as the config says: a new source is one file and one line here."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from mixtrain_jax.data.sources import coco, headers, image_files
+from mixtrain_jax.data.sources.annotations import Annotations
+from mixtrain_jax.data.sources.dataset import Dataset, assemble
+from mixtrain_jax.errors import UserError
+from mixtrain_jax.runtime import storage
+
+SPLITS = ("train", "val", "test")
+
+
+def _coco(part: Any, name: str, classes: tuple[str, ...]) -> Annotations:
+    del name, classes
+    return coco.read(part.annotations, part.images)
+
+
+def _voc(part: Any, name: str, classes: tuple[str, ...]) -> Annotations:
+    from mixtrain_jax.data.sources import voc
+
+    del name
+    return voc.read(part.annotations, part.images, classes)
+
+
+def _yolo(part: Any, name: str, classes: tuple[str, ...]) -> Annotations:
+    from mixtrain_jax.data.sources import yolo
+
+    del name
+    return yolo.read(part.annotations, part.images, yolo.split_of(part.split), classes)
+
+
+def _tfds(part: Any, name: str, classes: tuple[str, ...]) -> Annotations:
+    from mixtrain_jax.data.sources import tfds  # slow to import, and rarely wanted
+
+    del classes
+    return tfds.read(name, part.split)
+
+
+# By the first word of `config.data.source`: functions of the split's part of `config.data`, what
+# follows the word's colon, and `config.data.classes`.
+Reader = Callable[[Any, str, tuple[str, ...]], Annotations]
+SOURCES: dict[str, Reader] = {"coco": _coco, "voc": _voc, "yolo": _yolo, "tfds": _tfds}
+
+
+def load_dataset(config: Any, split: str) -> Dataset:
+    """Reads and checks the split, 'train', 'val' or 'test', that `config.data` describes.
+
+    Raises:
+      UserError: there is no such source or split, or it refuses what the config says.
+    """
+    if not has_split(config, split):
+        raise UserError(
+            f"there is no {split} split: set config.data.{split}.annotations, or give --data"
+        )
+    return complete(read_annotations(config, split), split, config.max_boxes, config.exif)
+
+
+def complete(
+    table: Annotations, name: str, max_boxes: int, exif: image_files.Exif = "auto"
+) -> Dataset:
+    """The data set of what a reader found, once its image files are looked at.
+
+    Args:
+      table: what a reader found.
+      name: of the split.
+      max_boxes: an image's further boxes are cut.
+      exif: `config.data.exif`.
+
+    Raises:
+      UserError: see `headers.look` and `dataset.assemble`.
+    """
+    return assemble(*headers.look(table, exif, name), name, max_boxes)
+
+
+def read_annotations(config: Any, split: str) -> Annotations:
+    """The annotations of a split that `config.data` describes, before images are looked at."""
+    source, _, name = config.source.partition(":")
+    if source not in SOURCES:
+        raise UserError(
+            f"config.data.source is '{config.source}'; it must begin with {' or '.join(SOURCES)}, "
+            "such as 'coco' or 'tfds:NAME'"
+        )
+    shared = config.val_share > 0 and split in ("train", "val")
+    where = config.train if shared else config[split]
+    table = SOURCES[source](where, name, tuple(config.classes))
+    if where.list:
+        table = table.listed(where.list)
+    if shared:
+        table = table.part(config.val_share, apart=split == "val")
+    if split == "train":
+        table = table.merged()
+        part, count = config.train.leave_out
+        if count > 1:
+            table = table.take(np.flatnonzero(parts(table.image_ids, count) != part))
+    return table
+
+
+def has_split(config: Any, split: str) -> bool:
+    """Whether `config.data` describes a split."""
+    part = config[split]
+    if split == "val" and config.val_share > 0:
+        return True
+    if config.source.startswith("tfds:"):
+        return bool(part.split)
+    return bool(part.annotations or part.images)
+
+
+def parts(image_ids: np.ndarray, count: int) -> np.ndarray:
+    """Deals images into parts of nearly equal size.
+
+    A pure function of the ids: the same image is in the same part whatever order a file lists.
+
+    Args:
+      image_ids: [N] int64.
+      count: how many parts.
+
+    Returns:
+      [N] int64 part of each image, in 0..count-1.
+    """
+    order = np.random.default_rng(0).permutation(len(image_ids))
+    ranks = np.empty(len(image_ids), np.int64)
+    ranks[np.argsort(image_ids, kind="stable")[order]] = np.arange(len(image_ids))
+    return ranks % count
+
+
+def val_categories(config: Any) -> list[dict[str, Any]]:
+    """The classes that the val annotations of `config.data` list, in label order.
+
+    Empty where there are no such annotations; raises UserError where they list no categories.
+    """
+    annotations = config.val.annotations
+    if config.source != "coco" or not annotations or not storage.exists(annotations):
+        return []
+    return coco.categories(annotations)
+
+
+def check_same_categories(train: Dataset, val: Dataset) -> None:
+    """Raises UserError unless both splits have the same category ids and names."""
+    ours = {c["id"]: c["name"] for c in train.categories}
+    theirs = {c["id"]: c["name"] for c in val.categories}
+    for key in sorted(ours.keys() | theirs.keys()):
+        if ours.get(key) != theirs.get(key):
+            raise UserError(
+                f"the categories of {train.name} and {val.name} differ: id {key} is "
+                f"{_quoted(ours.get(key))} in {train.name} and {_quoted(theirs.get(key))} in "
+                f"{val.name}; make 'categories' the same in both annotation files, or name the "
+                "classes of voc and yolo sources in config.data.classes"
+            )
+
+
+def _quoted(name: str | None) -> str:
+    return "absent" if name is None else f"'{name}'"

@@ -1,0 +1,86 @@
+"""A checkpoint scored on a split, and what is written of it."""
+
+import itertools
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from mixtrain_jax.config.resolve import resolve
+from mixtrain_jax.data.sources.dataset import Dataset
+from mixtrain_jax.data.sources.load import load_dataset
+from mixtrain_jax.errors import UserError
+from mixtrain_jax.evaluation import coco, detect, error_page
+from mixtrain_jax.evaluation.detect import Weights
+from mixtrain_jax.runtime import hosts, parallel, storage
+
+
+def evaluate(
+    asked: ConfigDict,
+    weights: Weights,
+    output: epath.Path | None,
+    split: str = "val",
+    page: bool = False,
+) -> dict[str, Any]:
+    """Evaluates weights on a split, says what it finds, and writes it down if it is told where.
+
+    Args:
+      asked: the whole config.
+      weights: of the detector.
+      output: where the detections go; metrics.json (metrics_test.json) is written beside it.
+      split: "val" or "test"; either is seen at the scale and in the buckets of val.
+      page: whether to write errors.html beside the detections too.
+
+    Returns:
+      Metrics as `coco.score` gives them; the same on all hosts.
+
+    Raises:
+      UserError: the weights are of another model or other classes than the split has.
+    """
+    dataset = load_dataset(asked.data, split)
+    config = resolve(asked, val=dataset, devices=parallel.device_count())
+    check_categories(weights.source, weights.meta, dataset)
+    detect.check_parameters(weights.source, weights.params, config.model)
+    step = weights.meta.get("step")
+    hosts.same_everywhere(
+        {"the step of the checkpoint": step, "the number of images": len(dataset)}
+    )
+
+    parallel.say(dataset.report)
+    about = detect.describe(weights, config.data.val.scale)
+    parallel.say(about)
+    metrics, results = detect.evaluate(
+        detect.predictor(config.model, config.eval.dtype),
+        parallel.replicate(weights.params),
+        dataset,
+        config.data,
+        config.eval,
+    )
+    parallel.say(coco.table(metrics))
+    if output is not None and parallel.host()[0] == 0:
+        scores = output.with_name("metrics.json" if split == "val" else f"metrics_{split}.json")
+        storage.write_json(output, coco.with_original_ids(results, dataset))
+        storage.write_json(scores, metrics)
+        parallel.say(f"wrote {output} and {scores}")
+        if page:
+            written = error_page.write(dataset, results, output.parent, about)
+            parallel.say(f"wrote {written}")
+    return metrics
+
+
+def check_categories(source: str, meta: dict[str, Any], dataset: Dataset) -> None:
+    """Raises UserError if the checkpoint names its classes, and otherwise than the data set does.
+
+    Their ids may differ, as between COCO's files and TensorFlow Datasets: results have the data
+    set's own.
+    """
+    trained, ours = (
+        [category["name"] for category in categories]
+        for categories in (meta.get("categories", dataset.categories), dataset.categories)
+    )
+    for label, (there, here) in enumerate(itertools.zip_longest(trained, ours, fillvalue="absent")):
+        if there != here:
+            raise UserError(
+                f"{source} was trained on other categories than {dataset.name} has: "
+                f"label {label} is {there} there, {here} here"
+            )

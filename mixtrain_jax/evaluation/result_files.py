@@ -1,0 +1,142 @@
+"""Detections in image files as reports: our own JSON, a COCO file, YOLO's label files."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from mixtrain_jax.runtime import storage
+
+REPORT = "detections.json"
+COCO = "detections_coco.json"
+FORMATS = ("json", "coco", "yolo")
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What was found in one image.
+
+    Attributes:
+      path: of the image.
+      size: its height and width in pixels.
+      boxes: [n, 4] x1 y1 x2 y2 in pixels of the image, best first.
+      scores: [n] in [0, 1].
+      labels: [n].
+    """
+
+    path: str
+    size: tuple[int, int]
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+
+
+def write(
+    output: epath.Path,
+    found: Sequence[Found],
+    stems: Mapping[str, str],
+    categories: Sequence[dict[str, Any]],
+    form: str,
+) -> list[epath.Path]:
+    """Writes detections.json, and the report of another format beside it.
+
+    Args:
+      output: directory.
+      found: of each image.
+      stems: by path of an image, its name for YOLO's label files.
+      categories: 'id' and 'name' of each label.
+      form: one of FORMATS.
+
+    Returns:
+      The files and folders that were written.
+
+    Raises:
+      UserError: a file cannot be written.
+    """
+    storage.write_json(output / REPORT, [_entry(each, categories) for each in found])
+    if form == "coco":
+        storage.write_json(output / COCO, coco(found, categories))
+        return [output / REPORT, output / COCO]
+    if form == "yolo":
+        names = "".join(f"{category['name']}\n" for category in categories)
+        storage.write(output / "classes.txt", names.encode())
+        for name, each in zip(_label_files(found, stems), found):
+            storage.write(output / "labels" / name, yolo(each).encode())
+        return [output / REPORT, output / "labels"]
+    return [output / REPORT]
+
+
+def _entry(found: Found, categories: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "image": found.path,
+        "height": found.size[0],
+        "width": found.size[1],
+        "detections": [
+            {
+                "category": categories[label]["name"],
+                "category_id": categories[label]["id"],
+                "box": [round(x, 2) for x in box],
+                "score": round(score, 4),
+            }
+            for box, score, label in zip(
+                found.boxes.tolist(), found.scores.tolist(), found.labels.tolist()
+            )
+        ],
+    }
+
+
+def coco(found: Sequence[Found], categories: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A COCO file with images, numbered from 1, categories, and scored annotations.
+
+    Its list of annotations alone is a COCO results file for these image ids.
+    """
+    annotations: list[dict[str, Any]] = []
+    for number, each in enumerate(found, 1):
+        for box, score, label in zip(
+            each.boxes.tolist(), each.scores.tolist(), each.labels.tolist()
+        ):
+            x1, y1, x2, y2 = box
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": categories[label]["id"],
+                    "bbox": [round(x, 2) for x in (x1, y1, x2 - x1, y2 - y1)],
+                    "area": round((x2 - x1) * (y2 - y1), 2),
+                    "iscrowd": 0,
+                    "score": round(score, 4),
+                }
+            )
+    images = [
+        {"id": number, "file_name": each.path, "height": each.size[0], "width": each.size[1]}
+        for number, each in enumerate(found, 1)
+    ]
+    return {"images": images, "annotations": annotations, "categories": list(categories)}
+
+
+def yolo(found: Found) -> str:
+    """Lines of label, centre x and y, width and height as shares of the image's, and score."""
+    height, width = found.size
+    lines = []
+    for box, score, label in zip(
+        found.boxes.tolist(), found.scores.tolist(), found.labels.tolist()
+    ):
+        x1, y1, x2, y2 = box
+        centre = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height)
+        shares = (*centre, (x2 - x1) / width, (y2 - y1) / height)
+        lines.append(f"{label} {' '.join(f'{share:.6f}' for share in shares)} {score:.4f}\n")
+    return "".join(lines)
+
+
+def _label_files(found: Sequence[Found], stems: Mapping[str, str]) -> list[str]:
+    names: list[str] = []
+    for each in found:
+        stem, number = stems[each.path], 1
+        name = f"{stem}.txt"
+        while name in names:
+            number += 1
+            name = f"{stem}_{number}.txt"
+        names.append(name)
+    return names

@@ -1,0 +1,153 @@
+"""A recipe for GPUs and TPUs: the large detectors, at the scale and batch that fit the memory."""
+
+import math
+
+from mixtrain_jax.config import load, recipes
+from mixtrain_jax.config.resolve import resolve
+from mixtrain_jax.inspection import memory_estimate, plans
+from mixtrain_jax.inspection.facts import Facts
+from mixtrain_jax.inspection.weights import Weights
+from mixtrain_jax.runtime.machine import Machine
+
+ROOM = 0.8  # of the memory that is there may be planned for
+SEEN = 40_000  # images that training from pretrained weights sees at least
+EPOCHS = 24.0  # and this often each
+FROM_RANDOM = 3.0  # times as long without weights (He et al., Rethinking ImageNet Pre-training)
+
+
+def choose(facts: Facts, machine: Machine, weights: Weights | None) -> plans.Plan:
+    """The largest scale and batch that fit, and remat where nothing else does."""
+    plan = None
+    for share in (1.0, 0.8, 0.6, 0.4):
+        for images, remat in ((8, False), (4, False), (2, False), (2, True)):
+            if images > 2 and images * machine.devices > 32:
+                continue
+            plan = _big(facts, machine, weights, share, images, remat)
+            if machine.memory is None or _takes(plan, facts, machine) <= ROOM * machine.memory:
+                return plan
+    assert plan is not None
+    return plan
+
+
+def _takes(plan: plans.Plan, facts: Facts, machine: Machine) -> int:
+    """Bytes of one device for a step in the largest bucket of a plan."""
+    config = plan.config()
+    low, short = config.data.train.scale[0], config.data.train.scale[2]
+    bucket = plans.up(short), plans.up(low)
+    resolved = resolve(load.override_all(config, {"steps": "1000"}), classes=len(facts.classes))
+    return memory_estimate.of_training(resolved, bucket, machine.devices).total
+
+
+def _big(
+    facts: Facts,
+    machine: Machine,
+    weights: Weights | None,
+    share: float,
+    images: int,
+    remat: bool,
+) -> plans.Plan:
+    batch = images * machine.devices
+    short, long = round(800 * share), round(1333 * share)
+    low, high = round(480 * share), short
+    seen = max(SEEN, EPOCHS * facts.images) * (1.0 if weights else FROM_RANDOM)
+    epochs = max(1.0, float(round(seen / facts.images)))
+    steps = round(epochs * facts.images / batch)
+    fits = (
+        "memory of this device is not known: lower it if it is too much"
+        if machine.memory is None
+        else f"the most that fits {machine.memory / 2**30:.0f} GiB a device at this scale"
+    )
+    start = steps // 3 if weights else steps * 2 // 3
+    plan = {
+        "Where the data is": plans.where_it_is(facts),
+        "What the network sees": [
+            plans.Line(
+                "data.train.scale",
+                (long, low, high),
+                "the usual scales" + ("" if share == 1 else f", times {share:g} to fit the memory"),
+            ),
+            plans.Line("data.val.scale", (long, short), "the largest of the training scales"),
+            plans.Line("data.train.buckets", (), "sizes to pad to are chosen for these images"),
+            plans.max_boxes(facts),
+        ],
+        "The detector": _big_detector(weights, remat),
+        "Training": [
+            plans.Line("batch_size", batch, f"{images} a device; {fits}"),
+            plans.Line("epochs", epochs, f"{steps} steps" + _price(weights)),
+            *_optimizer(weights, batch, steps),
+        ],
+        "MixTraining": plans.mixing(
+            start,
+            "a third of the steps: the teacher must learn these classes first"
+            if weights
+            else "two thirds of the steps: a teacher from random weights must learn first",
+            short_run=False,
+        ),
+        "On the way": plans.on_the_way(
+            facts, steps, 8, machine.devices * max(1, 8 // machine.devices)
+        ),
+    }
+    return plans.Plan({title: lines for title, lines in plan.items() if lines})
+
+
+def _price(weights: Weights | None) -> str:
+    if weights is not None:
+        return ""
+    return (
+        f"; {FROM_RANDOM:g} times as long as from pretrained weights, and on few images still "
+        "worse: get weights (docs/weights.md) and add --weights"
+    )
+
+
+def _big_detector(weights: Weights | None, remat: bool) -> list[plans.Line]:
+    lines = []
+    if weights is None:
+        lines += [
+            plans.Line("model.backbone.name", "resnet", "ResNet-50"),
+            plans.Line("model.backbone.style", "pytorch", "the stride in the 3x3 convolution"),
+            plans.Line(
+                "model.backbone.norm", "group", "frozen batch norm is for pretrained weights"
+            ),
+            plans.Line(
+                "model.backbone.frozen_stages", -1, "from random weights every layer learns"
+            ),
+        ]
+    else:
+        lines.append(plans.Line("init_from", weights.source, "given by --weights"))
+        for name, value in weights.backbone.items():
+            if value != recipes.base().model.backbone[name]:
+                lines.append(plans.Line(f"model.backbone.{name}", value, "as the weights are"))
+        if weights.backbone["name"] == "resnet" and weights.backbone["norm"] == "frozen_batch":
+            lines += [
+                plans.Line(
+                    "data.channels", "bgr", "weights in caffe style; torchvision's: see below"
+                ),
+                plans.Line("data.mean", (103.53, 116.28, 123.675), "of these weights"),
+                plans.Line(
+                    "data.std", (1.0, 1.0, 1.0), "torchvision's: style pytorch, rgb, base's mean"
+                ),
+            ]
+    if remat:
+        lines.append(plans.Line("model.remat", True, "saves memory, costs about a third more time"))
+    return lines
+
+
+def _optimizer(weights: Weights | None, batch: int, steps: int) -> list[plans.Line]:
+    if weights is not None and weights.backbone.get("norm") == "frozen_batch":
+        return [
+            plans.Line("optimizer.name", "sgd", "as the paper trains ResNet"),
+            plans.Line(
+                "optimizer.learning_rate", float(f"{0.01 * batch / 32:.2g}"), "0.01 at batch 32"
+            ),
+            plans.Line("optimizer.weight_decay", 1e-4, "of SGD"),
+            plans.Line("optimizer.warmup_steps", min(500, steps // 10), "at most a tenth"),
+        ]
+    rate = 1e-4 * math.sqrt(batch / 16)
+    return [
+        plans.Line(
+            "optimizer.learning_rate",
+            float(f"{rate:.2g}"),
+            "AdamW: 1e-4 at batch 16, with the root of the batch",
+        ),
+        plans.Line("optimizer.warmup_steps", min(500, steps // 10), "at most a tenth of the steps"),
+    ]

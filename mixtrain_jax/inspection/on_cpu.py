@@ -1,0 +1,120 @@
+"""A recipe for a CPU: the small detector on small views, as long as a person waits."""
+
+import math
+
+import numpy as np
+
+from mixtrain_jax.inspection import plans
+from mixtrain_jax.inspection.facts import Facts
+from mixtrain_jax.inspection.weights import Weights
+from mixtrain_jax.runtime.machine import Machine
+
+# The small detector on a CPU: views of so many pixels, and how long training may take there. Two
+# cores compute 25 images of 160x160 a second (README.md), slow ones 14: these count.
+CPU_PIXELS = 160 * 224
+CPU_SECONDS = 480.0
+CPU_PIXELS_A_SECOND = 7 * 160 * 160  # of one core
+CPU_STEPS = (600, 4000)
+
+
+def choose(facts: Facts, machine: Machine, weights: Weights | None) -> plans.Plan:
+    cores = min(4, machine.cores)
+    unit = 2 * cores
+    batch = unit * max(1, 8 // unit)
+    short, long = _cpu_scale(facts)
+    buckets = _cpu_buckets(facts, short, long)
+    pixels = buckets[0][0] * buckets[0][1]
+    affordable = CPU_SECONDS * CPU_PIXELS_A_SECOND * machine.cores / pixels / batch
+    steps = int(np.clip(affordable, *CPU_STEPS)) // 50 * 50
+    epochs = round(steps * batch / facts.images, 1)
+    rate = 1e-3 * math.sqrt(batch / 8)
+    start = steps * 4 // 5
+    low = short * 4 // 5
+    unused = ["--weights are left out: the small network takes none"] if weights else []
+    sides = np.sqrt(facts.sides.prod(axis=1)) * short
+    smallest = float(np.quantile(sides, 0.05)) if len(sides) else 32.0
+    plan = {
+        "Where the data is": plans.where_it_is(facts),
+        "What the network sees": [
+            plans.Line(
+                "data.train.scale",
+                (long, low, short),
+                f"small views, for a CPU: short side {low} to {short}, long side at most {long}",
+            ),
+            plans.Line("data.val.scale", (long, short), "the largest of the training scales"),
+            plans.Line(
+                "data.train.buckets",
+                buckets,
+                f"{'one size' if len(buckets) == 1 else 'two sizes'} to compile, no image leaves it"
+                if len(buckets) == 1
+                else "lying and standing images",
+            ),
+            plans.Line("data.val.buckets", buckets, "the same"),
+            plans.max_boxes(facts),
+            plans.Line(
+                "data.augment.cutout_ratios",
+                (0.05, 0.1, 0.15, 0.2),
+                "larger holes hide whole objects in small views",
+            ),
+        ],
+        "The detector": [
+            plans.Line(
+                "recipes.small_detector",
+                "model",
+                "; ".join(["ResNet-18, narrow, group norm: learns from random weights", *unused]),
+            ),
+            plans.Line(
+                "model.rpn.anchor_scale",
+                4.0 if smallest < 40 else 8.0,
+                f"one object in twenty is smaller than {smallest:.0f} pixels at this scale",
+            ),
+        ],
+        "Training": [
+            plans.Line(
+                "batch_size",
+                batch,
+                f"{cores} CPU devices, half of each device's images are mixed",
+            ),
+            plans.Line(
+                "epochs",
+                epochs,
+                f"{round(epochs * facts.images / batch)} steps: about "
+                f"{steps * batch * pixels / CPU_PIXELS_A_SECOND / machine.cores / 60:.0f} minutes "
+                f"on {machine.cores} idle cores, and compiling",
+            ),
+            plans.Line(
+                "optimizer.learning_rate",
+                float(f"{rate:.2g}"),
+                "AdamW on a small network: 1e-3 at batch 8, with the root of the batch",
+            ),
+            plans.Line("optimizer.schedule", "cosine", "falls to 0 at the end"),
+            plans.Line("optimizer.warmup_steps", min(150, steps // 8), "group norm needs few"),
+        ],
+        "MixTraining": plans.mixing(
+            start,
+            "four fifths of the steps: a teacher from random weights must learn first",
+            short_run=True,
+        ),
+        "On the way": plans.on_the_way(facts, steps, 4, 8 // cores * cores or cores, 20),
+    }
+    return plans.Plan({title: lines for title, lines in plan.items() if lines})
+
+
+def _cpu_scale(facts: Facts) -> tuple[int, int]:
+    """Short side and longest long side of views of about CPU_PIXELS."""
+    aspect = plans.aspect(facts)
+    best, most = (96, 96), 0.0
+    for short in range(64, 257, 8):
+        long = round(short * aspect)
+        padded = plans.up(short) * plans.up(long)
+        if padded <= CPU_PIXELS and short * long > most:
+            best, most = (short, plans.up(long)), short * long
+    return best
+
+
+def _cpu_buckets(facts: Facts, short: int, long: int) -> tuple[tuple[int, int], ...]:
+    lying, standing = (plans.up(short), plans.up(long)), (plans.up(long), plans.up(short))
+    heights, widths = facts.sizes[:, 0], facts.sizes[:, 1]
+    if lying == standing or (heights <= widths).all():
+        return (lying,)
+    return (standing,) if (heights >= widths).all() else (lying, standing)

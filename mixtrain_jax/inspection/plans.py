@@ -1,0 +1,161 @@
+"""What a recipe decides, line by line, and the lines that all recipes share."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from mixtrain_jax.config import recipes
+from mixtrain_jax.inspection.facts import Facts
+
+
+class Line(NamedTuple):
+    """A field of the config: its dotted name, its value, and why; or a call that sets several."""
+
+    name: str
+    value: Any
+    reason: str
+
+    def code(self) -> str:
+        """The line as Python, without its reason."""
+        if self.name.startswith("recipes."):
+            return f"{self.name}(config.{self.value})"
+        return f"config.{self.name} = {_literal(self.value)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a recipe decides before it is written: groups of lines by their titles."""
+
+    groups: dict[str, list[Line]]
+
+    def lines(self) -> Iterator[Line]:
+        """All lines in order."""
+        for group in self.groups.values():
+            yield from group
+
+    def config(self) -> ConfigDict:
+        """The config that the recipe's text makes."""
+        config = recipes.base()
+        for line in self.lines():
+            if line.name.startswith("recipes."):
+                getattr(recipes, line.name.removeprefix("recipes."))(config[line.value])
+            else:
+                *groups, leaf = line.name.split(".")
+                place = config
+                for group in groups:
+                    place = place[group]
+                place[leaf] = line.value
+        return config
+
+
+def where_it_is(facts: Facts) -> list[Line]:
+    """The fields that say where the data is, those that differ from the base."""
+    base = recipes.base().data
+    lines = []
+    by_split = facts.fields["source"].startswith(("yolo", "tfds"))
+    for name, value in facts.fields.items():
+        if name.endswith(".split") and not by_split:
+            continue
+        default = base
+        for part in name.split("."):
+            default = default[part]
+        if value != default:
+            lines.append(Line(f"data.{name}", value, _about(name)))
+    return lines
+
+
+def _about(name: str) -> str:
+    reasons = {
+        "source": "found out from the folder",
+        "classes": "in label order",
+        "val_share": "there is no val split: images are set apart by their names",
+    }
+    return reasons.get(name, "")
+
+
+def max_boxes(facts: Facts) -> Line:
+    """Room for the boxes of the fullest image, or of nearly all where few are very full."""
+    most = int(facts.boxes_an_image.max(initial=1))
+    usual = math.ceil(float(np.quantile(facts.boxes_an_image, 0.995))) if facts.images else 1
+    wanted = most if most <= 200 else max(200, usual)
+    chosen = 10 * math.ceil(wanted / 10)
+    cut = int((facts.boxes_an_image > chosen).sum())
+    more = f"; {cut} images have more, which are cut" if cut else ""
+    return Line("data.max_boxes", chosen, f"the fullest image has {most}{more}")
+
+
+def mixing(start: int, reason: str, short_run: bool) -> list[Line]:
+    """The method's fields.
+
+    Args:
+      start: the last step of plain training, and the `reason` for it.
+      reason: a few words.
+      short_run: a small detector in minutes, as in configs/quickstart.py.
+    """
+    lines = [Line("mixtraining.start_step", start, reason)]
+    if short_run:
+        lines += [
+            Line("mixtraining.gt_score_threshold", 0.05, "an unsure teacher leaves out few boxes"),
+            Line("mixtraining.pseudo_score_threshold", 0.9, "only what it is sure of is added"),
+            Line("mixtraining.mixed_loss_weight", 0.5, "a mild share of the mixed half"),
+            Line("mixtraining.ema_momentum", 0.99, "over 100 steps, as there are so few"),
+        ]
+    else:
+        lines += [
+            Line(
+                "mixtraining.gt_score_threshold",
+                0.05,
+                "on few images an unsure teacher would leave out most boxes; the paper: 0.9",
+            ),
+            Line("mixtraining.pseudo_score_threshold", 0.9, "as in the paper"),
+        ]
+    return lines
+
+
+def on_the_way(
+    facts: Facts, steps: int, times: int, batch: int, log: int | None = None
+) -> list[Line]:
+    """Evaluation, checkpoints, lines and pictures.
+
+    Args:
+      facts: of the data set.
+      steps: length of training.
+      times: how often to evaluate and to save.
+      batch: of an evaluation.
+      log: steps between lines; None: the base's.
+    """
+    every = max(50, math.ceil(steps / times / 50) * 50)
+    lines = [Line("checkpoint.every", every, "what an interruption costs at most")]
+    if facts.val_images:
+        lines += [
+            Line("eval.every", every, f"{-(-steps // every)} times; the best is kept"),
+            Line("eval.batch_size", batch, "images at once"),
+        ]
+    if log:
+        lines.append(Line("log.every", log, "a line every few seconds"))
+    lines.append(Line("log.pictures_every", every, "look at them: runs/*/pictures"))
+    return lines
+
+
+def aspect(facts: Facts) -> float:
+    """Long side over short side that nine of ten images do not exceed."""
+    sides = np.sort(facts.sizes, axis=1)
+    return float(np.quantile(sides[:, 1] / sides[:, 0], 0.9))
+
+
+def up(side: float) -> int:
+    """The next multiple of 32."""
+    return 32 * math.ceil(side / 32)
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if isinstance(value, tuple):
+        inner = ", ".join(map(_literal, value))
+        return f"({inner},)" if len(value) == 1 else f"({inner})"
+    return repr(value)

@@ -1,0 +1,97 @@
+"""A recipe for a data set and a machine: facts in, the text of a config file out.
+
+Each line is a field with its value and the reason for it. What is chosen was measured where a
+reason says so; the rest follows the paper's recipes, scaled to the data.
+"""
+
+import pathlib
+import textwrap
+
+import numpy as np
+
+from mixtrain_jax.inspection import on_accelerator, on_cpu
+from mixtrain_jax.inspection.facts import Facts
+from mixtrain_jax.inspection.plans import Line, Plan
+from mixtrain_jax.inspection.weights import Weights
+from mixtrain_jax.runtime.machine import Machine
+
+LINE = 100
+
+
+def text(facts: Facts, machine: Machine, weights: Weights | None, path: str) -> str:
+    """Writes the recipe.
+
+    Args:
+      facts: of the data set.
+      machine: that is to train.
+      weights: pretrained ones to start from; None: random weights.
+      path: of the file, for the command in its docstring.
+
+    Returns:
+      Python with a function `get_config`.
+    """
+    plan = choose(facts, machine, weights)
+    heights, widths = facts.sizes[:, 0], facts.sizes[:, 1]
+    parts = [
+        f'"""A detector of {_listed(facts.classes)}, for {_named(machine)}.\n',
+        train_command(machine, path),
+        "",
+        *_wrapped(
+            f"Chosen by mixtrain_jax.check for {facts.images} images to train on, "
+            f"{_range(widths)} pixels wide and {_range(heights)} high, and {facts.val_images} to "
+            "evaluate on. Change what you like."
+        ),
+        '"""\n',
+        "from ml_collections import ConfigDict\n",
+        "from mixtrain_jax.config import recipes\n\n",
+        "def get_config(argument: str | None = None) -> ConfigDict:",
+        "    config = recipes.base()",
+    ]
+    for title, lines in plan.groups.items():
+        parts += ["", f"    # {title}"]
+        for line in lines:
+            parts += _commented(line)
+    return "\n".join([*parts, "", "    return recipes.variants(config, argument)", ""])
+
+
+def train_command(machine: Machine, path: str) -> str:
+    """The command that trains by a recipe; a CPU's cores are as many devices, up to four."""
+    name = pathlib.PurePath(path).stem
+    cores = min(4, machine.cores)
+    devices = f"JAX_NUM_CPU_DEVICES={cores} " if machine.platform == "cpu" and cores > 1 else ""
+    return f"{devices}python -m mixtrain_jax.train --config={path} --workdir=runs/{name}"
+
+
+def choose(facts: Facts, machine: Machine, weights: Weights | None) -> Plan:
+    """Chooses every value; see `text`."""
+    if machine.platform == "cpu":
+        return on_cpu.choose(facts, machine, weights)
+    return on_accelerator.choose(facts, machine, weights)
+
+
+def _range(values: np.ndarray) -> str:
+    least, most = int(values.min()), int(values.max())
+    return str(least) if least == most else f"{least} to {most}"
+
+
+def _named(machine: Machine) -> str:
+    return f"a CPU of {machine.cores} cores" if machine.platform == "cpu" else str(machine)
+
+
+def _listed(classes: tuple[str, ...]) -> str:
+    shown = ", ".join(name.replace("\\", "").replace('"', "'") for name in classes[:5])
+    rest = f" and {len(classes) - 5} more classes" if len(classes) > 5 else ""
+    return " ".join(f"{shown}{rest}".split())[:70]
+
+
+def _commented(line: Line) -> list[str]:
+    code = f"    {line.code()}"
+    if not line.reason:
+        return [code]
+    if len(code) + len(line.reason) + 4 <= LINE:
+        return [f"{code}  # {line.reason}"]
+    return [*(f"    # {part}" for part in _wrapped(line.reason, LINE - 6)), code]
+
+
+def _wrapped(words: str, width: int = LINE) -> list[str]:
+    return textwrap.wrap(words, width)

@@ -1,0 +1,70 @@
+"""What a step tells of itself: losses of each half, and whether the teacher helps."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+
+from mixtrain_jax.mixtraining.targets import BoxAssignment
+from mixtrain_jax.models.roi_heads import StageRecord
+from mixtrain_jax.types import Array, Detections, Targets, View
+
+Metrics = dict[str, Array]
+Sum = Callable[[Any], Any]
+
+
+def of_half(
+    half: str, losses: Metrics, records: list[StageRecord], sum_over_devices: Sum
+) -> Metrics:
+    """Names the losses of a half ("normal/rpn_boxes"), and the accuracy of its sampled RoIs."""
+    metrics = {f"{half}/{name}": sum_over_devices(value) for name, value in losses.items()}
+    for stage, record in enumerate(records):
+        metrics[f"{half}/stage{stage}_accuracy"] = _share(
+            record.correct, record.valid, sum_over_devices
+        )
+    return metrics
+
+
+def of_teacher(
+    human: Targets,
+    ratings: Array,
+    found: Detections,
+    exact: Array,
+    assignment: BoxAssignment,
+    strong: View,
+    sum_over_devices: Sum,
+) -> Metrics:
+    """Sums up what the teacher made of the mixed half.
+
+    Box counts are means over the images of the mixed half. `easy` is the share of human boxes the
+    teacher rates easy, overall and by size (COCO's limits, in the original image). See
+    `step.TeacherOutput` for the arguments.
+    """
+    images = sum_over_devices(jnp.float32(len(strong.image)))
+    metrics = {
+        f"boxes/{name}": sum_over_devices(mask.sum()) / images
+        for name, mask in assignment._asdict().items()
+    }
+    metrics["boxes/human"] = sum_over_devices(human.valid.sum()) / images
+    easy = assignment.kept | assignment.replaced
+    shrink = jnp.abs(jnp.linalg.det(strong.matrix[:, :2, :2]))[:, None]
+    sides = human.boxes[..., 2:] - human.boxes[..., :2]
+    area = sides.prod(-1) / shrink
+    groups = {
+        "": human.valid,
+        "_small": human.valid & (area < 32**2),
+        "_medium": human.valid & (area >= 32**2) & (area < 96**2),
+        "_large": human.valid & (area >= 96**2),
+    }
+    for name, group in groups.items():
+        metrics[f"teacher/easy{name}"] = _share(easy & group, group, sum_over_devices)
+    metrics["teacher/rating"] = _share(ratings * human.valid, human.valid, sum_over_devices)
+    metrics["teacher/score"] = _share(found.scores * found.valid, found.valid, sum_over_devices)
+    full = found.valid.all(-1) | ~exact
+    metrics["teacher/at_limit"] = sum_over_devices(full.sum()) / images
+    return metrics
+
+
+def _share(part: Array, whole: Array, sum_over_devices: Sum) -> Array:
+    share: Array = sum_over_devices(part.sum()) / jnp.maximum(sum_over_devices(whole.sum()), 1)
+    return share

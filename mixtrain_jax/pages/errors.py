@@ -1,0 +1,102 @@
+"""The errors page: where average precision is lost, and the images where it shows."""
+
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mixtrain_jax.pages import crops, render
+
+FOLDER = "worst"
+WORST = 24  # images shown
+SAME_IOU = 0.5
+EXPLAINED = {
+    "classification": "right place, wrong class",
+    "localisation": "right class, IoU below 0.5",
+    "both": "wrong class and IoU below 0.5",
+    "duplicate": "found already by a stronger detection",
+    "background": "nothing is there",
+    "missed": "no detection comes near",
+}
+
+
+def write(
+    folder: str | os.PathLike[str],
+    analysis: dict[str, Any],
+    *,
+    found: Any,
+    truth: Any,
+    file_names: Sequence[str],
+    read: Callable[[str], Image.Image],
+    title: str = "Errors",
+    about: str = "",
+) -> pathlib.Path:
+    """Writes errors.html and the images it shows.
+
+    Args:
+      folder: where to; created if need be.
+      analysis: what `evaluation.errors.analyse` returned.
+      found, truth: the `evaluation.errors.Boxes` it was given.
+      file_names: of the images.
+      read: returns the image of a file name.
+      title: of the page.
+      about: a line on what was evaluated: checkpoint, data, number of images.
+
+    Returns:
+      The page's path.
+    """
+    folder = pathlib.Path(folder)
+    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+    names = [row["name"] for row in analysis["per_class"]]
+    thresholds = np.array([row["threshold"] for row in analysis["per_class"]])
+    worst = []
+    for entry in analysis["images"][:WORST]:
+        if not (entry["false"] or entry["missed"]):
+            break
+        image = entry["image"]
+        path = folder / FOLDER / f"{image}.jpg"
+        drawn = _drawn(found, truth, image, thresholds, names)
+        crops.picture(read(file_names[image]), path, drawn)
+        worst.append(entry | {"name": file_names[image], "path": f"{FOLDER}/{path.name}"})
+    return render.write(
+        "errors.html",
+        folder / "errors.html",
+        title=title,
+        about=about,
+        analysis=analysis,
+        kinds=[(kind, EXPLAINED[kind]) for kind in EXPLAINED],
+        names=names,
+        worst=worst,
+    )
+
+
+def _drawn(
+    found: Any, truth: Any, image: int, thresholds: Any, names: Sequence[str]
+) -> list[tuple[Any, tuple[int, int, int], str]]:
+    """Returns what to draw: hits in blue, false positives in red, missed boxes in orange."""
+    assert found.scores is not None
+    seen = np.flatnonzero((found.image == image) & (found.scores >= thresholds[found.labels]))
+    seen = seen[np.argsort(-found.scores[seen], kind="stable")]
+    there = np.flatnonzero(truth.image == image)
+    free = np.ones(len(there), bool)
+    drawn = []
+    for row in seen:
+        overlap = _iou(found.boxes[row], truth.boxes[there])
+        overlap = overlap * free * (truth.labels[there] == found.labels[row])
+        right = bool(len(there)) and overlap.max() >= SAME_IOU
+        if right:
+            free[overlap.argmax()] = False
+        caption = f"{names[found.labels[row]]} {found.scores[row]:.2f}"
+        drawn.append((found.boxes[row], crops.PROPOSED if right else crops.WRONG, caption))
+    drawn += [(truth.boxes[row], crops.HUMAN, f"{names[truth.labels[row]]}") for row in there[free]]
+    return drawn
+
+
+def _iou(box: Any, boxes: Any) -> Any:
+    sides = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
+    overlap = np.maximum(sides, 0).prod(-1)
+    areas = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(-1)
+    return overlap / np.maximum(areas - overlap, 1e-9)

@@ -1,0 +1,104 @@
+"""Who started this process beside others, and which of its machine's GPUs it takes.
+
+JAX finds coordinator and ranks itself under Slurm, Open MPI and Kubernetes. It would leave each
+task of Slurm and Open MPI one GPU, that of its number on the node, also where a node has one task
+and eight GPUs; so the GPUs are named here. Cloud TPUs are found without any of this.
+"""
+
+import importlib.util
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from mixtrain_jax.errors import UserError
+
+
+def found(variables: Mapping[str, str], gpus: int) -> dict[str, Any] | None:
+    """How `jax.distributed.initialize` joins the processes that a launcher started with this one.
+
+    Args:
+      variables: of the process's environment.
+      gpus: how many the machine has.
+
+    Returns:
+      Its keyword arguments; None where no launcher started several processes.
+
+    Raises:
+      UserError: the tasks of a node cannot share its GPUs equally, or this Open MPI does not tell
+        its processes where they meet.
+    """
+    if int(variables.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        return {
+            "cluster_detection_method": "slurm",
+            "local_device_ids": local_devices(
+                variables, gpus, tasks_on_node(variables), int(variables["SLURM_LOCALID"])
+            ),
+        }
+    if int(variables.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
+        if "OMPI_MCA_orte_hnp_uri" not in variables:
+            raise UserError(
+                "Open MPI 5 does not tell its processes where they meet; give each "
+                "--coordinator=HOST:PORT --processes=$OMPI_COMM_WORLD_SIZE "
+                "--process=$OMPI_COMM_WORLD_RANK"
+            )
+        return {
+            "cluster_detection_method": "ompi",
+            "local_device_ids": local_devices(
+                variables,
+                gpus,
+                int(variables["OMPI_COMM_WORLD_LOCAL_SIZE"]),
+                int(variables["OMPI_COMM_WORLD_LOCAL_RANK"]),
+            ),
+        }
+    # A pod of an Indexed job, as JobSets make them; JAX asks the cluster's API by this package.
+    indexed = {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= variables.keys()
+    if indexed and importlib.util.find_spec("kubernetes") is not None:
+        return {}
+    return None
+
+
+def local_devices(
+    variables: Mapping[str, str], present: int, tasks: int, task: int
+) -> list[int] | None:
+    """The GPUs of a task, by number among those that it can see.
+
+    All of them where the node has one task, or where Slurm has given each task its own; one each
+    where there are as many tasks as GPUs.
+
+    Args:
+      variables: of the process's environment; CUDA_VISIBLE_DEVICES and Slurm's are looked at.
+      present: how many GPUs the machine has.
+      tasks: how many run on this machine.
+      task: the number of this one among them.
+
+    Returns:
+      Their numbers; None where there are none, or where they cannot be counted.
+
+    Raises:
+      UserError: the tasks of the node cannot share its GPUs equally.
+    """
+    listed = variables.get("CUDA_VISIBLE_DEVICES")
+    visible = present if listed is None else len([each for each in listed.split(",") if each])
+    if not visible:
+        return None
+    bound = variables.get("SLURM_GPUS_PER_TASK") or variables.get("SLURM_TRES_PER_TASK", "")
+    if tasks == 1 or "gpu" in bound or bound.isdecimal():
+        return list(range(visible))
+    if tasks == visible:
+        return [task]
+    raise UserError(
+        f"this node has {tasks} tasks and {visible} GPUs that each can see; start one task a node "
+        "(srun --ntasks-per-node=1, mpirun --npernode 1), or one for each GPU "
+        f"(--ntasks-per-node={visible}, --npernode {visible})"
+    )
+
+
+def tasks_on_node(variables: Mapping[str, str]) -> int:
+    """How many tasks of a Slurm step run on this node, from a list such as "4(x2),3"."""
+    counts: list[int] = []
+    for part in variables["SLURM_STEP_TASKS_PER_NODE"].split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if match is None:
+            raise UserError(f"SLURM_STEP_TASKS_PER_NODE={part} is not understood")
+        counts += [int(match[1])] * int(match[2] or 1)
+    return counts[int(variables.get("SLURM_NODEID", 0))]

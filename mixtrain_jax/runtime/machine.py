@@ -1,0 +1,87 @@
+"""What there is to compute on: devices, their memory, cores."""
+
+import dataclasses
+import os
+import pathlib
+
+import jax
+
+_GROUPS = (  # of control groups, version 2 and 1: what a container may hold, and what it holds
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """This host's share of what a program computes on.
+
+    Attributes:
+      platform: "cpu", "gpu" or "tpu".
+      kind: of device, as JAX names it.
+      devices: of all hosts.
+      local_devices: of this host.
+      memory: bytes that one device can still take; None: nobody says.
+      cores: processors this process may use.
+    """
+
+    platform: str
+    kind: str
+    devices: int
+    local_devices: int
+    memory: int | None
+    cores: int
+
+    def __str__(self) -> str:
+        named = f"{self.devices} {self.platform.upper()} device{'s' * (self.devices > 1)}"
+        if self.platform != "cpu":
+            named += f" ({self.kind})"
+        free = "" if self.memory is None else f", {self.memory / 2**30:.1f} GiB free for each"
+        return f"{named}{free}, {self.cores} cores"
+
+
+def look() -> Machine:
+    """Looks at this machine; starts JAX's devices."""
+    local = jax.local_devices()
+    first = local[0]
+    return Machine(
+        platform=first.platform,
+        kind=first.device_kind,
+        devices=jax.device_count(),
+        local_devices=len(local),
+        memory=_host_memory(len(local)) if first.platform == "cpu" else _device_memory(first),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else _cores(),
+    )
+
+
+def _cores() -> int:
+    return os.cpu_count() or 1
+
+
+def _device_memory(device: jax.Device) -> int | None:
+    """Bytes that JAX may still take of a device's own memory."""
+    stats = device.memory_stats() or {}
+    if "bytes_limit" not in stats:
+        return None
+    return int(stats["bytes_limit"]) - int(stats.get("bytes_in_use", 0))
+
+
+def _host_memory(devices: int) -> int | None:
+    """Bytes of the host's memory that are free, shared by its devices."""
+    free = []
+    try:
+        for line in pathlib.Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                free.append(1024 * int(line.split()[1]))
+    except (OSError, ValueError):
+        return None
+    for limit, used in _GROUPS:
+        try:
+            most, now = (int(pathlib.Path(path).read_text()) for path in (limit, used))
+        except (OSError, ValueError):  # no such group, or no limit ("max")
+            continue
+        free.append(max(0, most - now))
+    return min(free) // devices if free else None

@@ -1,0 +1,80 @@
+"""What all hosts of a run must have in common, compared once before the first step.
+
+Two hosts with other seeds, data or code would train to the end without a word and give garbage: the
+sum over devices adds whatever comes.
+"""
+
+import functools
+import hashlib
+import pathlib
+import zlib
+from typing import Any
+
+import jax
+import numpy as np
+
+import mixtrain_jax
+from mixtrain_jax.config.compare import flat
+from mixtrain_jax.data.sources.dataset import Dataset
+from mixtrain_jax.runtime import hosts
+from mixtrain_jax.types import TrainState
+
+# Fields in which hosts may differ: where each finds the same files, and how it reads them.
+_OWN = ("data.workers", ".annotations", ".images", "init_from", "max_bad_share")
+
+
+def check(
+    config: Any, train_set: Dataset, val_set: Dataset | None, step: int, state: TrainState
+) -> None:
+    """Compares this host's fingerprint with those of all others.
+
+    Args:
+      config: the whole config, resolved.
+      train_set: what is trained on.
+      val_set: what is evaluated on, if anything is.
+      step: steps taken so far.
+      state: the train state to start from, as numpy arrays.
+
+    Raises:
+      UserError: a host differs; it and the first differing field are named.
+    """
+    if hosts.count() > 1:
+        hosts.same_everywhere(fingerprint(config, train_set, val_set, step, state))
+
+
+def fingerprint(
+    config: Any, train_set: Dataset, val_set: Dataset | None, step: int, state: TrainState
+) -> dict[str, Any]:
+    """What has to be the same on all hosts, by the name that a message gives it."""
+    fields: dict[str, Any] = {
+        "the version of mixtrain_jax": mixtrain_jax.__version__,
+        "the code of mixtrain_jax": _code(),
+        "the version of JAX": jax.__version__,
+    }
+    for name, value in flat(config).items():
+        if not name.endswith(_OWN):
+            fields[f"config.{name}"] = repr(value)
+    for dataset in filter(None, (train_set, val_set)):
+        fields[f"the categories of {dataset.name}"] = repr(dataset.categories)
+        fields[f"the number of images of {dataset.name}"] = len(dataset)
+        fields[f"the image ids of {dataset.name}"] = _digest([dataset.image_ids, dataset.sizes])
+        fields[f"the boxes of {dataset.name}"] = _digest([*dataset.boxes, *dataset.labels])
+    fields["the step to start from"] = step
+    fields["the parameters to start from"] = _digest(jax.tree.leaves(state))
+    return fields
+
+
+def _digest(arrays: list[Any]) -> str:
+    crc = functools.reduce(
+        lambda crc, array: zlib.crc32(np.ascontiguousarray(array).data, crc), arrays, 0
+    )
+    return f"{crc:08x}"
+
+
+def _code() -> str:
+    """A digest of the package's source files."""
+    folder = pathlib.Path(mixtrain_jax.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:8]

@@ -1,0 +1,95 @@
+"""The audit of a run's labels, and its detectors.
+
+They are the run's own, or one for each part of the images, trained without it.
+"""
+
+from typing import Any
+
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from mixtrain_jax.config import load
+from mixtrain_jax.data.sources.dataset import Dataset
+from mixtrain_jax.data.sources.load import load_dataset, read_annotations
+from mixtrain_jax.errors import STOPPED
+from mixtrain_jax.evaluation.audit import Judge, audit
+from mixtrain_jax.runtime import signals, storage
+from mixtrain_jax.training import loop
+from mixtrain_jax.training.run import stoppable
+
+
+def audit_split(
+    asked: ConfigDict,
+    source: str,
+    workdir: epath.Path,
+    output: epath.Path,
+    *,
+    split: str,
+    folds: int,
+    threshold: float,
+    dump: bool = False,
+) -> dict[str, Any] | None:
+    """Audits the labels of a split, and writes what it finds.
+
+    Args:
+      asked: the run's config.
+      source: the run's own detector: the workdir or one of its checkpoints.
+      workdir: the run's directory.
+      output: where audit.json, corrected.json and the page go.
+      split: "train" or "val".
+      folds: how many detectors to train for the audit; 0 takes the run's own.
+      threshold: findings from this score on are applied in corrected.json.
+      dump: write looks.npz, too: all that the detectors see.
+
+    Returns:
+      The contents of audit.json; None where training was asked to stop.
+    """
+    dataset = load_dataset(asked.data, split)
+    with stoppable() as stop:
+        found = judges(asked, dataset, source, workdir, split, folds, stop)
+    if found is None:
+        return None
+    seen = "in sample" if split == "train" and not folds else "out of fold"
+    return audit(asked, dataset, found, output, seen=seen, threshold=threshold, dump=dump)
+
+
+def judges(
+    asked: ConfigDict,
+    dataset: Dataset,
+    source: str,
+    workdir: epath.Path,
+    split: str,
+    folds: int,
+    stop: signals.Stop,
+) -> list[Judge] | None:
+    """Returns the detectors that are to look at a data set, trained first where there are folds.
+
+    Training is that of the run in all but the images left out; each detector is in
+    `workdir`/folds/K-k, where a second start resumes it.
+
+    Args:
+      asked: the run's config.
+      dataset: the labels to audit.
+      source: the run's own detector.
+      workdir: the run's directory.
+      split: of the data set, "train" or "val".
+      folds: how many detectors to train; 0 takes the run's own.
+      stop: tells when to save and end early.
+
+    Returns:
+      The detectors with the rows each looks at; None where training was asked to stop.
+    """
+    if not folds or split != "train":
+        return [Judge(source, np.arange(len(dataset)))]
+    found = []
+    for k in range(folds):
+        own = workdir / "folds" / f"{folds}-{k}"
+        storage.make_directory(own)
+        config = load.override_all(asked, {"data.train.leave_out": f"({k}, {folds})"})
+        # Whether it may start without pretrained weights was decided when the run itself started.
+        if loop.train(config, own, stop, from_scratch=True) == STOPPED:
+            return None
+        seen = read_annotations(config.data, "train").image_ids
+        found.append(Judge(str(own), np.flatnonzero(~np.isin(dataset.image_ids, seen))))
+    return found

@@ -1,0 +1,209 @@
+"""The training loop, from top to bottom: read, restore, step, tell, save, evaluate."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from mixtrain_jax.config import saved
+from mixtrain_jax.config.resolve import resolve
+from mixtrain_jax.data.input import batches, plan
+from mixtrain_jax.data.input.read_errors import ReadErrors
+from mixtrain_jax.data.sources.load import check_same_categories, has_split, load_dataset
+from mixtrain_jax.errors import STOPPED, UserError
+from mixtrain_jax.models import detector
+from mixtrain_jax.pages import fonts
+from mixtrain_jax.runtime import checkpoint, hosts, machine, parallel, signals
+from mixtrain_jax.runtime.monitor import Monitor, due
+from mixtrain_jax.training import (
+    agreement,
+    announce,
+    pictures,
+    restart,
+    run_page,
+    warm_start,
+)
+from mixtrain_jax.training.guard import BadNumbers, BadSteps
+from mixtrain_jax.training.optimizer import make_optimizer, make_schedule
+from mixtrain_jax.training.update import create_state, make_step
+from mixtrain_jax.training.validation import Validation
+from mixtrain_jax.types import Batch, TrainState
+
+
+def train(
+    asked: ConfigDict,
+    workdir: epath.Path,
+    stop: signals.Stop,
+    origin: saved.Origin | None = None,
+    allow_changes: bool = False,
+    from_scratch: bool = False,
+) -> int:
+    """Trains as `asked` says, from scratch, from weights or from the workdir's last checkpoint.
+
+    Args:
+      asked: the config as the user gave it; it stays as it is.
+      workdir: directory of this run.
+      stop: tells when to save and end early.
+      origin: where `asked` came from, for config.json.
+      allow_changes: resume although fields differ that make this another run.
+      from_scratch: train although the backbone is one for pretrained weights and has none.
+
+    Returns:
+      0 when training is finished, `errors.STOPPED` when it was asked to stop and has saved.
+    """
+    train_set = load_dataset(asked.data, "train")
+    val_set = load_dataset(asked.data, "val") if has_split(asked.data, "val") else None
+    if val_set is not None:
+        check_same_categories(train_set, val_set)
+    config = resolve(asked, train=train_set, val=val_set, devices=parallel.device_count())
+    hosts.allow(config.stall_minutes)
+
+    model = detector.build(config.model)
+    optimizer = make_optimizer(config.optimizer, config.model.backbone, config.steps)
+    rate = make_schedule(config.optimizer, config.steps)
+    checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint.keep)
+    meta = {"categories": train_set.categories, "config": config.to_dict()}
+
+    restart.check(workdir, asked, config, checkpoints.newest_step(), allow_changes)
+    fresh = partial(create_state, optimizer)
+    shapes = jax.eval_shape(lambda: fresh(detector.init(model, config.seed)))
+    announce.before(config, train_set, val_set, shapes, machine.look(), workdir)
+    restored = checkpoints.restore_latest(shapes, {"categories": meta["categories"]})
+    if restored is None:
+        start = 0
+        if not from_scratch:
+            warm_start.require_weights(config)
+        first = fresh(
+            warm_start.initial_parameters(
+                model, config.seed, config.init_from, train_set.categories
+            )
+        )
+    else:
+        first, start, _ = restored
+    agreement.check(config, train_set, val_set, start, first)
+    state: TrainState = parallel.replicate(first)
+
+    host, host_count = parallel.host()
+    read_errors = ReadErrors(config.data.max_bad_share)
+    own_share = batches.train_batches(
+        train_set,
+        config.data,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        first_mixed_step=plan.first_mixed_step(config.mixtraining),
+        start_step=start,
+        host_index=host,
+        host_count=host_count,
+        read_errors=read_errors,
+    )
+    stream = hosts.together(parallel.prefetch(own_share))
+    mapped = parallel.MAPPINGS[config.mapping]
+    step = mapped(make_step(config, model, optimizer, parallel.sum_over_devices))
+    monitor = Monitor(
+        workdir,
+        config.steps,
+        batch_size=config.batch_size,
+        start_step=start,
+        active=host == 0,
+        page=partial(run_page.write, workdir, config, train_set),
+    )
+    compiling = announce.Compiling(monitor, stop)
+    guard = BadSteps(config.max_bad_steps, train_set, last_good=checkpoints.proven)
+    validation = Validation(config, val_set, monitor, checkpoints)
+    names = fonts.drawable([str(category["name"]) for category in train_set.categories])
+
+    with checkpoints, contextlib.closing(monitor), bad_numbers_explained(checkpoints):
+        if start and validation.missed(start):  # the run was ended between saving and evaluating
+            validation.run(start, state)
+        reason = validation.ends_training(start)
+        if start >= config.steps or reason:
+            parallel.say(
+                f"{workdir}: training is finished, {start} of {config.steps} steps are done"
+                + (f": {reason}" if reason else "")
+            )
+            return 0
+        if start:
+            parallel.say(f"{workdir}: resuming after step {start}")
+        if host == 0:
+            saved.save(workdir, asked, config, origin or saved.Origin())
+
+        for done in range(start + 1, config.steps + 1):
+            with monitor.waiting():
+                batch, sharded = next(stream)
+            hosts.at(done)
+            with compiling.of(batch):
+                state, metrics, output = step(state, sharded)
+            guard.check(done, metrics, batch)
+            checkpoints.proven = guard.last_good
+
+            logging = due(done, config.log.every, config.steps)
+            if logging or monitor.overdue():
+                told = jax.device_get({"loss": metrics["loss"], "lr": rate(done - 1)} | metrics)
+                told["data/unreadable"] = read_errors.count
+                (monitor.log if logging else monitor.tell)(done, told)
+            pictured = due(done, config.log.pictures_every, config.steps) or done == start + 1
+            if host == 0 and pictured:
+                drawn = pictures.of_batch(batch, output, names, config.data)
+                monitor.picture(done, "train", drawn)
+            stopping = checkpoints.reached_preemption(done) or (stop.requested and host_count == 1)
+            if stopping or validation.due(done) or due(done, config.checkpoint.every, config.steps):
+                monitor.flush()  # what a checkpoint holds has been told
+                with monitor.pause():
+                    checkpoints.save(done, state, meta)
+            if stopping:
+                checkpoints.wait()
+                parallel.say(
+                    f"{workdir}: asked to stop, saved after step {done}; start again to resume"
+                )
+                return STOPPED
+            if validation.due(done):
+                validation.run(done, state)
+                if reason := validation.ends_training(done):
+                    parallel.say(f"{workdir}: training ends after step {done}: {reason}")
+                    break
+
+        prove_last(step, state, sharded, guard, batch, checkpoints)
+    hosts.allow(0)
+
+    if read_errors.count:
+        parallel.say(
+            f"{len(read_errors.reasons)} images could not be read and were skipped, "
+            f"{read_errors.count} times in {read_errors.drawn} draws"
+        )
+    return 0
+
+
+@contextlib.contextmanager
+def bad_numbers_explained(checkpoints: checkpoint.Checkpoints) -> Iterator[None]:
+    """Where bad steps end training, sets aside what they may have spoilt, and says what is left."""
+    try:
+        yield
+    except BadNumbers as error:
+        raise UserError(
+            f"{error}; {checkpoints.set_suspects_aside()}; lower config.optimizer.learning_rate or "
+            "look at the images"
+        ) from error
+
+
+def prove_last(
+    step: Callable[..., Any],
+    state: TrainState,
+    sharded: Any,
+    guard: BadSteps,
+    batch: Batch,
+    checkpoints: checkpoint.Checkpoints,
+) -> None:
+    """Takes a step more, of which nothing is kept: only a later step proves the last checkpoint.
+
+    Raises:
+      BadNumbers: the last weights give numbers that are not finite.
+    """
+    last = int(state.step)
+    _, metrics, _ = step(state, sharded)
+    guard.check(last + 1, metrics, batch)
+    guard.finish()
+    checkpoints.proven = guard.last_good

@@ -1,0 +1,65 @@
+"""A run started again with other fields: which may differ, and what is said of it."""
+
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from mixtrain_jax.config import saved, schema
+from mixtrain_jax.config.compare import Difference, differences
+from mixtrain_jax.errors import UserError
+from mixtrain_jax.runtime import parallel, storage
+from mixtrain_jax.training.optimizer import make_schedule
+
+
+def check(
+    workdir: epath.Path,
+    asked: ConfigDict,
+    resolved: FrozenConfigDict,
+    step: int | None,
+    allow_changes: bool,
+) -> None:
+    """Compares a run with what its workdir says it was.
+
+    Fields that make it another run are refused; a changed schedule is told with the learning rates
+    before and after; the rest is told.
+
+    Args:
+      workdir: directory of the run.
+      asked: the config as given now.
+      resolved: the config as used now.
+      step: steps taken so far; None: none are saved, and nothing is compared.
+      allow_changes: take what would be refused.
+
+    Raises:
+      UserError: data, model, method or the like differ; all such fields are named.
+    """
+    if step is None or not storage.exists(workdir / saved.NAME):
+        return
+    before = saved.read(workdir)
+    given = {difference.name for difference in differences(before.asked, asked)}
+    found = differences(before.resolved, resolved)
+    refused = [difference for difference in found if difference.kind == schema.IDENTITY]
+    if refused and not allow_changes:
+        raise UserError(
+            f"{workdir} holds another run: {_listed(refused, given)}; choose another workdir, or "
+            "add --allow_changes to resume it all the same"
+        )
+    if found:
+        parallel.say(f"{workdir}: changed since the last start: {_listed(found, given)}")
+    if any(difference.kind == schema.SCHEDULE for difference in found):
+        rates = [_rate(config, step) for config in (before.resolved, resolved)]
+        parallel.say(
+            f"  learning rate at step {step + 1}: {rates[0]:.4g} before, {rates[1]:.4g} now"
+        )
+
+
+def _listed(found: list[Difference], given: set[str]) -> str:
+    return ", ".join(
+        str(each) if each.name in given else f"{each} (follows from other fields, data or devices)"
+        for each in found
+    )
+
+
+def _rate(config: Any, step: int) -> float:
+    return float(make_schedule(config.optimizer, config.steps)(step))

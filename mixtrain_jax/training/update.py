@@ -1,0 +1,136 @@
+"""One update of the train state: the teacher follows, the student learns, bad numbers are left out.
+
+What the student learns from is the method's (`mixtraining/step.py`); here its gradients are summed
+over devices and parts of the batch, and handed to the optimizer.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mixtrain_jax.mixtraining import step as method
+from mixtrain_jax.mixtraining.step import Metrics, TeacherOutput
+from mixtrain_jax.models.detector import Detector
+from mixtrain_jax.training import ema
+from mixtrain_jax.types import Batch, Params, TrainState
+
+Gradients = Callable[[Batch], tuple[Params, Metrics, TeacherOutput | None]]
+
+
+def create_state(optimizer: optax.GradientTransformation, params: Params) -> TrainState:
+    """Returns the state before the first step: the teacher is a copy of the student."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        student=params,
+        teacher=jax.tree.map(jnp.copy, params),
+        optimizer=optimizer.init(params),
+    )
+
+
+def make_step(
+    config: Any,
+    model: Detector,
+    optimizer: optax.GradientTransformation,
+    sum_over_devices: Callable[[Any], Any],
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics, TeacherOutput | None]]:
+    """Returns `train_step` as a function of state and batch, with what the whole config says."""
+    return partial(
+        train_step,
+        model=model,
+        optimizer=optimizer,
+        config=config.mixtraining,
+        sum_over_devices=sum_over_devices,
+        seed=config.seed,
+        accumulate=config.accumulate,
+    )
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    model: Detector,
+    optimizer: optax.GradientTransformation,
+    config: Any,
+    sum_over_devices: Callable[[Any], Any],
+    seed: int = 0,
+    accumulate: int = 1,
+) -> tuple[TrainState, Metrics, TeacherOutput | None]:
+    """Takes one step on this device's share of a batch.
+
+    Args:
+      state: the train state, the same on all devices.
+      batch: this device's images; without a mixed half the step is plain training.
+      model: the detector.
+      optimizer: what `make_optimizer` returned.
+      config: `config.mixtraining`.
+      sum_over_devices: sums arrays over all devices.
+      seed: of sampling and stochastic depth.
+      accumulate: parts of the batch that are computed one after the other.
+
+    Returns:
+      The next state and metrics, the same on all devices, and what the teacher made of this
+      device's images (None in plain training). If the loss, the gradient or the update is not
+      finite the parameters and the optimizer stay as they were and the metric `update/bad` is 1.
+    """
+    teacher = ema.ema_update(state.teacher, state.student, ema.momentum(config, state.step))
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    of_part = partial(
+        method.gradients, model=model, config=config, sum_over_devices=sum_over_devices
+    )
+
+    def gradients(part: Batch) -> tuple[Params, Metrics, TeacherOutput | None]:
+        grads, metrics, output = of_part(state.student, teacher, part, key)
+        return sum_over_devices(grads), metrics, output
+
+    grads, metrics, output = in_parts(gradients, batch, accumulate)
+    updates, optimizer_state = optimizer.update(grads, state.optimizer, state.student)
+    student = optax.apply_updates(state.student, updates)
+
+    size = optax.tree.norm(grads)
+    numbers = jnp.stack([metrics["loss"], size, optax.tree.norm(updates)])
+    good = jnp.isfinite(numbers).all()
+    student, optimizer_state = jax.tree.map(
+        lambda new, old: jnp.where(good, new, old),
+        (student, optimizer_state),
+        (state.student, state.optimizer),
+    )
+    metrics |= {
+        "update/gradient_norm": jnp.asarray(size),
+        "teacher/distance": ema.distance(teacher, student),
+        "update/bad": 1 - good.astype(jnp.float32),
+    }
+    return TrainState(state.step + 1, student, teacher, optimizer_state), metrics, output
+
+
+def in_parts(
+    gradients: Gradients, batch: Batch, parts: int
+) -> tuple[Params, Metrics, TeacherOutput | None]:
+    """Runs `gradients` on a batch, or on equal parts of it one after the other.
+
+    Gradients and metrics of the parts are averaged; a part needs only its own share of the memory.
+    """
+    if parts == 1:
+        return gradients(batch)
+
+    def split(x: Any) -> Any:
+        return x.reshape(parts, len(x) // parts, *x.shape[1:])
+
+    def join(x: Any) -> Any:
+        return x.reshape(-1, *x.shape[2:])
+
+    split_batch = jax.tree.map(split, batch)
+    shapes = jax.eval_shape(gradients, jax.tree.map(lambda x: x[0], split_batch))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[:2])
+
+    def add(sums: Any, part: Batch) -> tuple[Any, Any]:
+        grads, metrics, output = gradients(part)
+        return jax.tree.map(jnp.add, sums, (grads, metrics)), output
+
+    sums, outputs = jax.lax.scan(add, zeros, split_batch)
+    grads, metrics = jax.tree.map(lambda x: x / parts, sums)
+    return grads, metrics, jax.tree.map(join, outputs)

@@ -1,0 +1,124 @@
+"""Recipes for data sets and machines: what is chosen, and that the text is what was chosen."""
+
+import numpy as np
+import pytest
+
+from mixtrain_jax.config import load as configs
+from mixtrain_jax.config.resolve import resolve
+from mixtrain_jax.inspection import memory_estimate, recipe, weights
+from mixtrain_jax.inspection.facts import Facts
+from mixtrain_jax.runtime.machine import Machine
+
+GIB = 2**30
+CPU = Machine("cpu", "cpu", 1, 1, 16 * GIB, 2)
+GPU = Machine("gpu", "a GPU", 4, 4, 70 * GIB, 32)
+SWIN = weights.Weights("weights/swin", {"name": "swin", "embed_dim": 96, "depths": (2, 2, 18, 2)})
+RESNET = weights.Weights("w/r50", {"name": "resnet", "depth": 50, "norm": "frozen_batch"})
+
+
+def facts(images=240, size=(480, 640), val=50, most=28):
+    rng = np.random.default_rng(0)
+    return Facts(
+        fields={"source": "voc", "classes": ("a", 'b"'), "train.annotations": "x/y"},
+        images=images,
+        val_images=val,
+        classes=("a", 'b"'),
+        sizes=np.tile(np.array(size, np.int32), (images, 1)),
+        boxes_an_image=np.r_[most, rng.integers(0, most, images - 1)],
+        sides=rng.uniform(0.05, 0.3, (1000, 2)),
+    )
+
+
+def made(tmp_path, *arguments):
+    """The config that a recipe's text makes, and its plan."""
+    path = tmp_path / "mine.py"
+    text = recipe.text(*arguments, str(path))
+    path.write_text(text)
+    assert max(map(len, text.replace(str(path), "mine.py").splitlines())) <= 100
+    return configs.load(str(path)), recipe.choose(*arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (facts(), CPU, None),
+        (facts(images=20, size=(900, 300), val=0, most=700), CPU, SWIN),
+        (facts(), GPU, None),
+        (facts(images=5000), GPU, SWIN),
+        (facts(), Machine("tpu", "TPU v5e", 8, 8, None, 100), RESNET),
+    ],
+)
+def test_the_text_makes_the_config_that_was_chosen(tmp_path, arguments):
+    config, plan = made(tmp_path, *arguments)
+    assert config.to_dict() == plan.config().to_dict()
+    data, machine, _ = arguments
+    assert config.batch_size % (2 * machine.devices) == 0
+    assert config.data.classes == ("a", 'b"')
+    assert config.data.train.scale[1] <= config.data.val.scale[1] <= config.data.train.scale[2]
+    lines = [line for line in plan.lines() if line.name == "eval.every"]
+    assert bool(lines) == bool(data.val_images)
+    for line in plan.lines():
+        assert line.reason or line.name.startswith("data."), line
+
+
+def test_a_small_detector_for_a_cpu(tmp_path):
+    config, _ = made(tmp_path, facts(), CPU, None)
+    assert (config.model.backbone.depth, config.model.backbone.norm) == (18, "group")
+    assert config.data.train.buckets == config.data.val.buckets == ((160, 224),)
+    assert config.data.train.scale == (224, 128, 160)
+    assert config.batch_size == 8
+    steps = config.epochs * 240 / 8
+    assert 550 <= steps <= 650
+    assert config.mixtraining.start_step == pytest.approx(0.8 * steps, abs=50)
+    assert config.data.max_boxes == 30
+    assert config.optimizer.learning_rate == 1e-3
+    # More cores take more steps in the same time.
+    more, _ = made(tmp_path, facts(), Machine("cpu", "cpu", 1, 1, 16 * GIB, 8), None)
+    assert more.epochs > 2 * config.epochs
+
+
+def test_standing_images_and_mixed_ones_have_their_buckets():
+    standing = recipe.choose(facts(size=(640, 480)), CPU, None).config()
+    assert standing.data.train.buckets == ((224, 160),)
+    mixed = facts()
+    mixed.sizes[:100] = mixed.sizes[:100, ::-1]
+    assert recipe.choose(mixed, CPU, None).config().data.train.buckets == ((160, 224), (224, 160))
+
+
+def test_many_boxes_are_cut_and_said():
+    crowded = facts(most=30)
+    crowded.boxes_an_image[:2] = 900, 800
+    (line,) = [x for x in recipe.choose(crowded, CPU, None).lines() if x.name == "data.max_boxes"]
+    assert 200 <= line.value < 800
+    assert line.reason == "the fullest image has 900; 2 images have more, which are cut"
+
+
+def test_without_weights_group_norm_nothing_frozen_and_longer(tmp_path):
+    bare, plan = made(tmp_path, facts(), GPU, None)
+    given, _ = made(tmp_path, facts(), GPU, RESNET)
+    assert bare.model.backbone.norm == "group"
+    assert bare.model.backbone.frozen_stages == -1
+    assert bare.epochs == pytest.approx(3 * given.epochs, rel=0.01)
+    (line,) = [line for line in plan.lines() if line.name == "epochs"]
+    assert "3 times as long" in line.reason and "--weights" in line.reason
+    assert given.init_from == "w/r50"
+    assert given.model.backbone.norm == "frozen_batch"
+    assert given.optimizer.name == "sgd"
+    assert given.optimizer.learning_rate == pytest.approx(0.01 * given.batch_size / 32)
+
+
+def test_what_is_chosen_fits_the_memory():
+    def plan(memory):
+        machine = Machine("gpu", "a GPU", 1, 1, memory, 8)
+        config = recipe.choose(facts(), machine, SWIN).config()
+        resolved = resolve(configs.override_all(config, {"steps": "9"}), classes=2)
+        long, _, short = config.data.train.scale
+        bucket = (-(-short // 32) * 32, -(-long // 32) * 32)
+        return config, memory_estimate.of_training(resolved, bucket, 1).total
+
+    large, takes = plan(70 * GIB)
+    assert takes <= 56 * GIB
+    small, takes = plan(8 * GIB)
+    assert takes <= 6.4 * GIB
+    assert small.batch_size < large.batch_size
+    assert large.data.train.scale == (1333, 480, 800)

@@ -1,0 +1,142 @@
+"""The switches beyond the paper, with a detector that says what the test wants."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mixtrain_jax.config import recipes
+from mixtrain_jax.mixtraining import mending
+from mixtrain_jax.mixtraining import teacher as teaching
+from mixtrain_jax.types import Batch, Detections, View
+
+
+def one(x):
+    return x
+
+
+def config(**fields):
+    options = recipes.base().mixtraining
+    options.update(fields)
+    return options
+
+
+def view(boxes, labels, width=40, side=64):
+    """One image, `width` of its `side` columns used, every column its own grey."""
+    image = np.zeros((1, side, side, 3), np.float32)
+    image[:, :, :width] = np.arange(1, width + 1)[:, None]
+    count = len(boxes)
+    return View(
+        image=jnp.asarray(image),
+        size=jnp.array([[side, width]]),
+        matrix=jnp.eye(3)[None],
+        boxes=jnp.asarray(boxes, jnp.float32).reshape(1, count, 4),
+        labels=jnp.asarray(labels, jnp.int32)[None],
+        valid=jnp.ones((1, count), bool),
+        index=jnp.zeros(1, jnp.int32),
+    )
+
+
+def detections(boxes, labels, scores):
+    return Detections(
+        jnp.asarray(boxes, jnp.float32)[None],
+        jnp.asarray(scores, jnp.float32)[None],
+        jnp.asarray(labels, jnp.int32)[None],
+        jnp.ones((1, len(boxes)), bool),
+    )
+
+
+class Stub:
+    """Stands in for the detector: `upright` and `mirrored` are what it finds in either view."""
+
+    def __init__(self):
+        self.found, self.seen = {}, []
+
+    def features(self, image, size, keys=None):
+        self.seen.append(np.asarray(image))
+        return (image,)
+
+    def proposals(self, pyramid, size):
+        return None
+
+    def detect(self, pyramid, size, proposals):
+        upright = float(pyramid[0][0, 0, 0, 0]) == 1
+        return self.found["upright" if upright else "mirrored"], jnp.ones(1, bool)
+
+    def score_boxes(self, pyramid, size, boxes, stage=None):
+        return self.found["probabilities"]
+
+
+@pytest.fixture
+def detector(monkeypatch):
+    """What the stub finds, to be filled in."""
+    stub = Stub()
+    monkeypatch.setattr(teaching, "bind", lambda model, params: stub)
+    return stub.found
+
+
+def least_score(config, *views):
+    weak, normal = views if len(views) == 2 else (*views, None)
+    return mending.least_score(None, None, Batch(normal, weak, weak), config, one)
+
+
+def test_threshold_is_the_constant_or_where_the_mirrored_view_agrees(detector):
+    assert least_score(config(pseudo_score_threshold=0.25), None) == np.float32(0.25)
+    places = [[0, 3 * n, 4, 3 * n + 3] for n in range(20)]
+    mirrored = [[36, 3 * n, 40, 3 * n + 3] for n in range(20)]
+    scores = [0.955 - 0.04 * n for n in range(20)]
+    detector["upright"] = detections(places, [0] * 20, scores)
+    labels = [1 if n in (8, 12, 13, 14, 15, 16, 17, 18, 19) else 0 for n in range(20)]
+    detector["mirrored"] = detections(mirrored, labels, [0.1] * 20)
+    # 11 of the first 12 agree and no more after: 11 of 13, 11 of 14, ..., 11 of 20
+    for share, expected in ((0.9, 0.48), (0.8, 0.44), (0.55, 0.0), (1.0, 1.0)):
+        least = least_score(config(auto_agreement=share), view([], []))
+        assert least == pytest.approx(expected)
+    human = view(places[:11], [0] * 11)  # the others are nine, too few to tell
+    assert least_score(config(auto_agreement=0.1), human) == 1
+    both = config(auto_agreement=0.1, mend_normal=True)  # nine in each half are enough
+    assert least_score(both, human, human) < 1
+
+
+def test_agrees_keeps_what_the_mirrored_view_has_too(detector):
+    upright = [[0, 10, 10, 20], [20, 10, 30, 20], [5, 40, 15, 50], [30, 50, 40, 60]]
+    found = detections(upright, [0, 1, 0, 1], [0.9, 0.8, 0.7, 0.6])
+    # mirrored in 40 columns: the first is there, the second in another class, the third shifted
+    # by 4 of 10 pixels (IoU .43), the fourth is not
+    detector["mirrored"] = detections(
+        [[30, 10, 40, 20], [10, 10, 20, 20], [29, 40, 39, 50]], [0, 0, 0], [0.1, 0.9, 0.9]
+    )
+    for iou, expected in ((0.4, [True, False, True, False]), (0.5, [True, False, False, False])):
+        kept = teaching.agrees(None, None, view([], []), found, iou)
+        np.testing.assert_array_equal(kept[0], expected)
+
+
+def test_agrees_mirrors_within_the_image_and_leaves_the_padding(monkeypatch):
+    stub = Stub()
+    stub.found["mirrored"] = detections(np.zeros((1, 4)), [0], [0.0])
+    monkeypatch.setattr(teaching, "bind", lambda model, params: stub)
+    teaching.agrees(None, None, view([], []), detections([[0, 0, 1, 1]], [0], [1.0]), 0.5)
+    np.testing.assert_array_equal(stub.seen[0][0, 0, :40, 0], np.arange(40, 0, -1))
+    np.testing.assert_array_equal(stub.seen[0][0, 0, 40:, 0], 0)
+
+
+def test_mend_adds_what_overlaps_no_human_box_and_leaves_human_boxes_alone(detector):
+    human = view([[0, 0, 10, 10], [20, 20, 30, 30]], [0, 1])
+    detector["upright"] = detections(
+        [[1, 0, 11, 10], [20, 40, 30, 50], [0, 50, 10, 60]], [1, 0, 0], [0.9, 0.5, 0.2]
+    )
+    detector["probabilities"] = jnp.full((1, 2, 3), 1 / 3)
+    method = config(mend_normal=True, gt_score_threshold=0.9)
+    targets, weight, told = mending.normal_half(None, None, human, 0.4, method, one)
+    assert weight is None
+    np.testing.assert_array_equal(targets.valid[0], [True, True, False, True, False])
+    np.testing.assert_array_equal(targets.boxes[0, :2], human.boxes[0])
+    np.testing.assert_array_equal(targets.labels[0, :2], human.labels[0])
+    np.testing.assert_array_equal(targets.boxes[0, 3], [20, 40, 30, 50])
+    assert told["boxes/missing_normal"] == 1
+
+
+def test_switched_off_the_normal_half_is_the_human_boxes():
+    human = view([[0, 0, 10, 10]], [0])
+    targets, weight, told = mending.normal_half(None, None, human, 0.4, config(), one)
+    assert weight is None and told == {}
+    np.testing.assert_array_equal(targets.boxes, human.boxes)

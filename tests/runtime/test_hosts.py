@@ -1,0 +1,146 @@
+"""How a process judges what the others say: who is gone, who is stuck, who has failed."""
+
+import dataclasses
+import threading
+
+import pytest
+
+from mixtrain_jax.errors import BAD_INPUT, LOST, RESTARTABLE, STALLED, LostPeer, UserError
+from mixtrain_jax.runtime import hosts
+from mixtrain_jax.runtime.hosts import Judge, Word
+
+MINUTE = int(60 / hosts.BEAT)  # looks
+
+
+class Run:
+    """Three processes and the judge of the first, look after look."""
+
+    def __init__(self, patience=0.0):
+        self.judge = Judge(0, patience)
+        self.words = {number: Word(name=f"vm-{number}") for number in range(3)}
+        self.ended = {}
+
+    def go(self, looks, moving=(0, 1, 2), speaking=(0, 1, 2), step=None, **changes):
+        """Lets some speak and move for so many looks; returns the first verdict."""
+        for _ in range(looks):
+            for number, word in self.words.items():
+                new = {"beat": word.beat + 1} if number in speaking else {}
+                if number in moving:
+                    at = word.step + 1 if step is None else step
+                    new |= {"moved": word.moved + 1, "step": at} | changes
+                self.words[number] = dataclasses.replace(word, **new)
+            verdict = self.judge.look(self.words, self.ended)
+            if verdict is not None:
+                return verdict
+        return None
+
+
+def test_a_process_that_says_nothing_is_gone_and_named_with_its_last_step():
+    run = Run()
+    assert run.go(7) is None
+    silent = int(hosts.SILENT / hosts.BEAT)
+    assert run.go(silent, speaking=(0, 1), moving=()) is None
+    verdict = run.go(1, speaking=(0, 1), moving=())
+    assert verdict.code == LOST
+    assert str(verdict).startswith("host 2 (vm-2) has said nothing for 40 s, its last step is 7")
+
+
+def test_one_that_has_finished_may_be_silent():
+    run = Run()
+    run.go(1, moving=(2,), doing=hosts.FINISHED)
+    assert run.go(MINUTE, speaking=(0, 1), moving=(0, 1)) is None
+
+
+def test_one_that_waits_for_images_while_the_others_wait_for_it_is_stuck():
+    run = Run(patience=60.0)
+    run.go(5)
+    run.go(1, moving=(1,), step=6, doing="waiting for images")
+    run.go(2, moving=(0, 2), step=6, doing="computing")
+    assert run.go(MINUTE, moving=()) is None
+    verdict = run.go(2, moving=())
+    assert verdict.code == STALLED
+    told = str(verdict)
+    assert told.startswith("host 1 (vm-1) is stuck, waiting for images at step 6, for 1 minutes")
+    assert "config.stall_minutes" in told
+
+
+def test_all_stuck_together_says_so():
+    run = Run(patience=60.0)
+    run.go(3, doing="computing")
+    verdict = run.go(2 * MINUTE, moving=())
+    assert verdict.code == STALLED and "all hosts are stuck, computing at step 3" in str(verdict)
+
+
+def test_without_patience_nobody_is_stuck():
+    run = Run()
+    run.go(3)
+    assert run.go(100 * MINUTE, moving=()) is None
+
+
+def test_a_process_that_was_itself_suspended_blames_nobody():
+    run = Run(patience=60.0)
+    run.go(3)
+    # It slept for an hour; then it looks again, and the others have spoken in between.
+    assert run.go(1) is None
+
+
+def test_a_failure_is_passed_on_with_its_code():
+    run = Run()
+    run.go(3)
+    run.ended[2] = (BAD_INPUT, "5 of 9 images could not be read")
+    verdict = run.go(1)
+    assert verdict.code == BAD_INPUT
+    assert str(verdict) == "host 2 has ended: 5 of 9 images could not be read"
+
+
+def test_its_own_failure_is_not_heard():
+    run = Run()
+    run.ended[0] = (1, "mine")
+    assert run.go(3) is None
+
+
+def test_only_lost_stuck_and_stopped_runs_are_started_again():
+    assert RESTARTABLE == (70, 71, 75, 134)
+
+
+def test_one_line_says_why_a_process_ends(monkeypatch, capsys):
+    """Its own error and what the others told may come in the same moment, in two threads."""
+    ended = []
+    monkeypatch.setattr(hosts.os, "_exit", ended.append)
+    monkeypatch.setattr(hosts, "_last_line", threading.RLock())
+    verdict = LostPeer("host 1 has ended: no such file", BAD_INPUT)
+    hosts.silence()
+    watch = threading.Thread(target=hosts._end, args=(verdict,))
+    watch.start()
+    watch.join()
+    assert ended == [] and capsys.readouterr().err == ""
+    hosts._end(verdict)  # in the thread that ends the process
+    assert ended == [BAD_INPUT]
+    assert capsys.readouterr().err == "error: host 1 has ended: no such file\n"
+
+
+def test_the_watch_ends_when_the_run_does():
+    watch = hosts.Watch()
+    watch.start()
+    watch.at(3)
+    watch.finish()
+    assert not watch._thread.is_alive() and watch._word.doing == hosts.FINISHED
+    watch.finish()
+
+
+def test_alone_a_process_agrees_with_itself():
+    assert hosts.from_first("x", {"a": (1, 2)}) == {"a": [1, 2]}
+    assert hosts.from_all("x", 3) == [3]
+    hosts.same_everywhere({"seed": 1})
+
+
+def test_a_difference_names_host_and_field(monkeypatch):
+    monkeypatch.setattr(
+        hosts, "from_all", lambda name, value: [value, dict(value), dict(value, seed="1")]
+    )
+    with pytest.raises(UserError, match="host 2 differs from host 0 in seed: 1 there, 0 on host 0"):
+        hosts.same_everywhere({"steps": "5", "seed": "0"})
+    names = [f"field {number}" for number in range(20)]  # of several the first, on every host
+    monkeypatch.setattr(hosts, "from_all", lambda name, value: [value, dict.fromkeys(names, "1")])
+    with pytest.raises(UserError, match="host 1 differs from host 0 in field 0: "):
+        hosts.same_everywhere(dict.fromkeys(names, "0"))

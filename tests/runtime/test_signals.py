@@ -1,0 +1,49 @@
+"""Signals while something long cannot be interrupted."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from mixtrain_jax.config import load
+from mixtrain_jax.errors import STOPPED
+from mixtrain_jax.runtime import signals
+
+# A call that does not return for long, like a compilation.
+LONG = """
+import hashlib
+from mixtrain_jax.runtime import signals
+
+with signals.catch() as stop:
+    with stop.ends_at_once("ended while compiling"):
+        print("begins", flush=True)
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 1_000_000_000)
+"""
+
+
+def test_a_signal_during_a_compilation_ends_the_process_at_once():
+    process = subprocess.Popen(
+        [sys.executable, "-c", LONG],
+        cwd=load.ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "begins\n"
+    start = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert time.monotonic() - start < 10
+    assert process.returncode == STOPPED
+    assert error == "ended while compiling\n"
+
+
+def test_elsewhere_a_signal_only_asks():
+    before = signal.getsignal(signal.SIGTERM)
+    with signals.catch() as stop:
+        with stop.ends_at_once("not now"):
+            assert not stop.requested
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested
+    assert signal.getsignal(signal.SIGTERM) is before

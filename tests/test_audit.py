@@ -1,0 +1,137 @@
+"""The audit from a run's directory to files: findings, corrected labels, decisions applied."""
+
+import argparse
+import json
+
+import numpy as np
+import pytest
+
+from mixtrain_jax import audit as command
+from mixtrain_jax import cli
+from mixtrain_jax.auditing import dump, ranking
+from mixtrain_jax.config import load as configs
+from mixtrain_jax.data.sources.load import load_dataset, parts
+from mixtrain_jax.errors import UserError
+from mixtrain_jax.evaluation import looks
+from tests import harness, tiny
+from tests.mixtraining import small
+
+
+@pytest.fixture(scope="module")
+def run(shapes, tmp_path_factory):
+    """A finished run of a few steps on labels with a box that is too large for its image."""
+    workdir = tmp_path_factory.mktemp("audit") / "run"
+    config = tiny.get_config(shapes, steps=3)
+    assert harness.run(config, workdir) == 0
+    return config, workdir
+
+
+def flags(run, **more):
+    config, workdir = run
+    values = dict(split="train", output=None, folds=0, threshold=0.5, apply=None, dump=False)
+    return argparse.Namespace(**dict(config=config, workdir=str(workdir)) | values | more)
+
+
+def test_an_audit_of_the_runs_own_labels(run, shapes, capsys):
+    _, workdir = run
+    annotations = shapes / "annotations" / "train.json"
+    before = annotations.read_bytes()
+    assert command.main(flags(run, threshold=0.2, dump=True)) == 0
+    found = json.loads((workdir / "audit" / "audit.json").read_text())
+    given = json.loads(before)
+    assert found["data"]["human_boxes"] == len(given["annotations"])
+    assert found["model"]["seen"] == "in sample"
+    assert {f["kind"] for f in found["findings"]} <= {
+        "class", "place", "missing", "spurious", "duplicate"
+    }  # fmt: skip
+    ids = {each["id"]: each for each in given["annotations"]}
+    for finding in found["findings"]:
+        if finding["human"] is not None:  # the box is that of the file
+            own = ids[finding["human"]["annotation_id"]]
+            np.testing.assert_allclose(finding["human"]["bbox"], own["bbox"], atol=0.01)
+            assert own["image_id"] == finding["image_id"]
+    corrected = json.loads((workdir / "audit" / "corrected.json").read_text())
+    applied = [f for f in found["findings"] if f["score"] >= 0.2]
+    gone = sum(f["kind"] in ("spurious", "duplicate") for f in applied)
+    added = sum(f["kind"] == "missing" for f in applied)
+    assert len(corrected["annotations"]) == len(given["annotations"]) - gone + added
+    assert (workdir / "audit" / "audit.html").stat().st_size > 1000
+    assert annotations.read_bytes() == before
+    assert "findings with a score of at least 0.2" in capsys.readouterr().out
+    seen = dump.read(workdir / "audit" / "looks.npz")
+    assert list(seen.views) == ["mirrored_teacher", "student"] and set(seen.fold) == {-1}
+    again = ranking.rank(seen.human, seen.look, list(seen.views.values()), len(seen.sizes))
+    assert sorted(again.findings.score)[-9:] == pytest.approx(
+        sorted(f["score"] for f in found["findings"])[-9:], abs=1e-4
+    )
+
+    first = found["findings"][0]
+    decisions = {"version": 1, "fingerprint": found["fingerprint"],
+                 "decisions": {str(first["id"]): "accept"}}  # fmt: skip
+    (workdir / "decisions.json").write_text(json.dumps(decisions))
+    assert command.main(flags(run, apply=str(workdir / "decisions.json"))) == 0
+    accepted = json.loads((workdir / "audit" / "accepted.json").read_text())
+    changed = [each for each in accepted["annotations"] if "audit" in each]
+    gone = len(given["annotations"]) - len(accepted["annotations"])
+    assert len(changed) == 1 or gone == 1
+
+
+def test_folds_are_trained_without_what_they_judge(run, monkeypatch):
+    config, workdir = run
+    with harness.traced_once():
+        assert command.main(flags(run, folds=2, output=str(workdir / "by_folds"))) == 0
+    found = json.loads((workdir / "by_folds" / "audit.json").read_text())
+    assert found["model"]["seen"] == "out of fold"
+    everything = load_dataset(config.data, "train")
+    part = parts(everything.image_ids, 2)
+    assert sorted(np.bincount(part)) == [7, 7]
+    for k in range(2):
+        asked = configs.override_all(config, {"data.train.leave_out": f"({k}, 2)"})
+        trained = load_dataset(asked.data, "train")
+        left = set(everything.image_ids.tolist()) - set(trained.image_ids.tolist())
+        assert left == set(everything.image_ids[part == k].tolist())
+        assert len(trained.ground_truth["images"]) == 7
+        row = int(np.flatnonzero(everything.image_ids == trained.image_ids[3])[0])
+        assert trained.read(3) == everything.read(row)
+        assert (workdir / "folds" / f"2-{k}" / "checkpoints" / "3").is_dir()
+
+
+def test_parts_depend_on_ids_and_not_on_their_order():
+    ids = np.array([50, 3, 9, 27, 4, 8, 1])
+    dealt = dict(zip(ids.tolist(), parts(ids, 3).tolist()))
+    shuffled = ids[::-1]
+    assert dict(zip(shuffled.tolist(), parts(shuffled, 3).tolist())) == dealt
+    assert sorted(np.bincount(list(dealt.values())).tolist()) == [2, 2, 3]
+
+
+def test_a_mirrored_view_is_the_mirror_image_with_its_boxes():
+    view = small.view(0, 3)
+    mirrored = looks.mirror(view)
+    for i, (_, width) in enumerate(view.size):
+        np.testing.assert_array_equal(
+            mirrored.image[i, :, :width], view.image[i, :, :width][:, ::-1]
+        )
+        assert not mirrored.image[i, :, width:].any()
+    back = looks.mirror(mirrored)
+    np.testing.assert_array_equal(back.image, view.image)
+    np.testing.assert_allclose(back.boxes, view.boxes, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(threshold=1.5), "--threshold=1.5: choose from 0 to 1"),
+        (dict(folds=1), "--folds=1: choose 2 or more"),
+    ],
+)
+def test_flags_that_cannot_be(run, changes, message):
+    with pytest.raises(UserError, match=message):
+        command.main(flags(run, **changes))
+
+
+def test_decisions_of_another_audit_are_one_line(run, tmp_path, capsys):
+    _, workdir = run
+    with pytest.raises(SystemExit) as end:
+        cli.run(command.main, command.parse(), [f"--workdir={workdir}", "--apply=nowhere.json"])
+    assert end.value.code == cli.BAD_INPUT
+    assert capsys.readouterr().err.count("\n") == 1

@@ -1,0 +1,135 @@
+"""The check command: what it says of a folder, its exit code, and the recipe it writes."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mixtrain_jax import check, cli
+from mixtrain_jax.config import load as configs
+
+SIZE = (60, 80)  # height, width
+
+
+def image(path: pathlib.Path, seed: int | None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.zeros([*SIZE, 3], np.uint8)
+    if seed is not None:
+        pixels = np.random.default_rng(seed).integers(0, 255, [*SIZE, 3], np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def coco(folder: pathlib.Path, split: str, boxes: dict[str, list]) -> None:
+    """Writes a split of a COCO folder: boxes (category, x, y, width, height) by file name."""
+    names = list(boxes)
+    content = {
+        "images": [
+            {"id": n, "file_name": name, "height": SIZE[0], "width": SIZE[1]}
+            for n, name in enumerate(names)
+        ],
+        "annotations": [
+            {"id": 100 * n + i, "image_id": n, "category_id": c, "bbox": box}
+            for n, name in enumerate(names)
+            for i, (c, *box) in enumerate(boxes[name])
+        ],
+        "categories": [{"id": i, "name": name} for i, name in ((1, "cat"), (2, "dog"), (3, "cow"))],
+    }
+    (folder / split).mkdir(parents=True, exist_ok=True)
+    (folder / split / "_annotations.coco.json").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twelve images to train on and two of val, with nothing odd but few boxes."""
+    folder = tmp_path / "data"
+    good = [(1, 4, 5, 30, 20), (2, 30, 30, 20, 24)]
+    for split, count, first in (("train", 12, 0), ("val", 2, 50)):
+        for number in range(count):
+            image(folder / split / f"{number}.png", first + number)
+        coco(folder, split, {f"{number}.png": good for number in range(count)})
+    return folder
+
+
+def run(*arguments):
+    with pytest.raises(SystemExit) as end:
+        cli.run(check.main, check.parse(), list(map(str, arguments)))
+    return end.value.code or 0
+
+
+def looked_at(folder, *flags):
+    """Exit code, and report.json with its problems by what they are."""
+    output = folder.parent / "out"
+    code = run(f"--data={folder}", f"--output={output}", *flags)
+    report = json.loads((output / "report.json").read_text())
+    return code, report, {(p["split"], p["what"]): p for p in report["problems"]}
+
+
+def one(problems, split, word):
+    (found,) = [p for (where, what), p in problems.items() if where == split and word in what]
+    return found
+
+
+def test_counts_of_a_folder_and_a_recipe(folder, capsys):
+    mine = folder.parent / "mine.py"
+    code, report, problems = looked_at(folder, f"--write={mine}")
+    said = capsys.readouterr().out
+    assert code == 0
+    assert report["can_start"]
+    train, val = report["splits"]
+    assert (train["images"], train["boxes"], val["images"], val["boxes"]) == (12, 24, 2, 4)
+    assert train["boxes_an_image"] == {"least": 2, "median": 2.0, "most": 2, "mean": 2.0}
+    assert train["commonest_sizes"] == [{"height": 60, "width": 80, "images": 12}]
+    cat = train["classes"][0]
+    assert cat == dict(id=1, name="cat", boxes=12, images=12, small=12, medium=0, large=0)
+    assert one(problems, "train", "no box to train on")["where"] == ["cow"]
+    assert "training can start" in said
+    page = (folder.parent / "out" / "check.html").read_text()
+    assert "cow" in page and (folder.parent / "out" / "samples").is_dir()
+    config = configs.load(str(mine))
+    assert config.data.train.annotations == str(folder / "train" / "_annotations.coco.json")
+    assert config.data.max_boxes == 10
+    assert f"--config={mine}" in said
+    assert run(f"--data={folder}", f"--output={folder.parent}", f"--write={mine}") == cli.BAD_INPUT
+    assert "add --overwrite" in capsys.readouterr().err
+
+
+def test_odd_files_and_splits(folder):
+    shutil.copy(folder / "train" / "3.png", folder / "val" / "0.png")  # in both splits
+    shutil.copy(folder / "train" / "3.png", folder / "train" / "4.png")
+    image(folder / "train" / "5.png", None)  # black
+    (folder / "train" / "6.png").write_bytes((folder / "train" / "6.png").read_bytes()[:500])
+    coco(folder, "val", {"0.png": [(3, 1, 1, 30, 30)], "1.png": []})
+    code, report, problems = looked_at(folder)
+    assert code == 0
+    assert one(problems, "train", "cannot be used")["count"] == 1
+    assert "6.png: cut short" in one(problems, "train", "cannot be used")["where"][0]
+    assert one(problems, "train", "one colour")["where"] == ["5.png"]
+    assert one(problems, "train", "same as another")["where"] == ["4.png as 3.png"]
+    (place,) = one(problems, "val", "same as one of another split")["where"]
+    assert place == "0.png as 3.png of train"
+    assert one(problems, "val", "none in train")["where"] == ["cow"]
+    assert one(problems, "val", "none here")["where"] == ["cat", "dog"]
+    assert one(problems, "val", "have no boxes")["count"] == 1
+    assert report["splits"][0]["images_damaged"] == 1
+    kinds = [problem["kind"] for problem in report["problems"]]
+    assert kinds == sorted(kinds, key=["stops training", "mistake", "doubtful", "note"].index)
+
+
+def test_exit_code_when_training_cannot_start(folder, capsys):
+    for number in range(6):
+        (folder / "train" / f"{number}.png").write_bytes(b"no image")
+    code, report, problems = looked_at(folder)
+    assert code == check.CANNOT_START
+    assert not report["can_start"]
+    assert one(problems, "train", "cannot be used")["kind"] == "stops training"
+    assert "training cannot start" in capsys.readouterr().out
+    coco(folder, "train", {"7.png": []})
+    assert looked_at(folder)[0] == check.CANNOT_START
+
+
+def test_a_config_or_a_folder_is_asked_for(capsys):
+    assert run() == cli.BAD_INPUT
+    assert "--data=FOLDER" in capsys.readouterr().err

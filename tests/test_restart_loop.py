@@ -1,0 +1,93 @@
+"""The loop that docs/tpu.md gives, around commands that end in every way."""
+
+import json
+import pathlib
+import shutil
+import subprocess
+
+import pytest
+
+from mixtrain_jax import errors
+from mixtrain_jax.config import load
+
+SCRIPT = load.ROOT / "tools" / "restart.sh"
+
+
+LOCAL = "step and (plan.parent / 'checkpoints' / str(step)).mkdir(parents=True)\n"
+IN_A_BUCKET = (
+    "import os, urllib.request\n"
+    "place = os.environ['STORAGE_EMULATOR_HOST'] + '/upload/storage/v1/b/bucket/o'\n"
+    "query = f'?uploadType=media&name=loop/checkpoints/{step}/commit_success.txt'\n"
+    "step and urllib.request.urlopen(place + query, b'1')\n"
+)
+
+
+def run(folder, ends, workdir=None, saves=LOCAL, **variables):
+    """Runs a command that ends each time with the next (code, checkpoint it leaves or None)."""
+    plan = folder / "plan.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    plan.write_text(json.dumps(ends))
+    program = (
+        "import json, pathlib, sys\n"
+        f"plan = pathlib.Path({str(plan)!r})\n"
+        "(code, step), *rest = json.loads(plan.read_text())\n"
+        "plan.write_text(json.dumps(rest))\n"
+        f"{saves}"
+        "sys.exit(code)\n"
+    )
+    done = subprocess.run(
+        ["sh", SCRIPT, workdir or folder, "python3", "-S", "-c", program],
+        env={"PATH": "/usr/bin:/bin:/usr/local/bin", "PAUSE": "0"} | variables,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return done, json.loads(plan.read_text())
+
+
+def test_it_goes_on_until_the_run_is_finished(tmp_path):
+    ends = [[code, step] for step, code in enumerate(errors.RESTARTABLE, 1)]
+    done, left = run(tmp_path, [*ends, [0, None], [0, None]])
+    assert (done.returncode, left) == (0, [[0, None]])
+
+
+@pytest.mark.parametrize("code", [errors.BUG, errors.BAD_INPUT, errors.INTERRUPTED, 137])
+def test_it_ends_where_somebody_has_to_look(tmp_path, code):
+    done, left = run(tmp_path, [[75, 1], [code, None], [0, None]])
+    assert (done.returncode, left) == (code, [[0, None]])
+
+
+def test_three_starts_in_vain_are_enough(tmp_path):
+    ends = [[70, 1], [70, None], [70, None], [70, 2], [70, None], [134, None], [71, None], [0, 3]]
+    done, left = run(tmp_path, ends)
+    assert (done.returncode, left) == (71, [[0, 3]])
+    assert "three times without a new checkpoint" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("gcloud") is None, reason="needs gcloud, which lists the bucket")
+def test_checkpoints_in_a_bucket_are_seen(bucket, tmp_path):
+    url = bucket.environment["STORAGE_EMULATOR_HOST"]
+    variables = {
+        "CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE": f"{url}/storage/v1/",
+        "CLOUDSDK_AUTH_DISABLE_CREDENTIALS": "true",
+        "CLOUDSDK_CONFIG": str(tmp_path / "gcloud"),
+        "STORAGE_EMULATOR_HOST": url,
+    }
+    (tmp_path / "begun" / "9").mkdir(parents=True)
+    (tmp_path / "begun" / "9" / "meta").write_text("a save that was killed")
+    bucket.put(tmp_path / "begun", "loop/checkpoints")
+    first, second = [[70, None], [70, None], [70, 8]], [[70, None], [70, 10]]
+    ends = [*first, *second, [71, None], [70, None], [70, None], [0, None]]
+    done, left = run(tmp_path, ends, "gs://bucket/loop", IN_A_BUCKET, **variables)
+    assert (done.returncode, left) == (70, [[0, None]]), done.stderr
+    finished = [name for name in bucket.names("loop/") if name.endswith("commit_success.txt")]
+    assert [name.split("/")[2] for name in finished] == ["10", "8"]
+
+
+def test_the_scripts_of_the_docs_are_shell(tmp_path):
+    for path in (SCRIPT, *pathlib.Path(load.ROOT, "docs", "cluster").glob("*.sbatch")):
+        subprocess.run(["bash", "-n", path], check=True)
+    for name in ("docs/cluster/train.sbatch", "tools/restart.sh"):
+        text = (load.ROOT / name).read_text()
+        assert " | ".join(map(str, errors.RESTARTABLE[:3] + errors.RESTARTABLE[3:])) in text

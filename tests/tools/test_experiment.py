@@ -1,0 +1,79 @@
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tools import experiment
+from tools.experiments import labels, suites, tables
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("experiment")
+    run(folder)
+    return folder
+
+
+def run(folder):
+    command = [sys.executable, "tools/experiment.py", "--suite=quick", f"--output={folder}"]
+    root = pathlib.Path(__file__).parents[2]
+    ended = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_every_arm_is_trained_and_measured_once(output):
+    results = {result["arm"]: result for result in tables.read(output)}
+    assert set(results) == {"plain", "missing_only"}
+    for result in results.values():
+        assert 0 <= result["student"]["AP"] <= 1
+        assert [point["step"] for point in result["curve"]] == [4]
+        assert "--config.seed=0" in result["command"]
+    assert "diagnosis" not in results["plain"]
+    assert results["missing_only"]["diagnosis"][0]["kept"] == 1  # of the human boxes: it only adds
+    assert "training" not in run(output)  # a second time
+
+
+def test_an_arm_begins_where_the_other_one_stood(output):
+    log = (output / "missing_only-0.log").read_text()
+    assert "step 2" in log and "resum" in log
+    lines = (output / "runs" / "missing_only-0" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[0])["step"] == 3
+
+
+def test_the_table_has_a_row_for_each_arm(output):
+    table = (output / "results.md").read_text()
+    assert table.count("| plain |") == 1 and "| missing_only |" in table
+    assert "found precision" in table
+    assert "missing_only" in (output / "results.html").read_text()
+
+
+def test_a_killed_copy_of_the_common_part_is_made_again(output, tmp_path):
+    (tmp_path / "runs").mkdir()
+    shutil.copytree(output / "runs" / "plain-0", tmp_path / "runs" / "plain-0")
+    half = tmp_path / "runs" / "missing_only-0" / "checkpoints.part" / "2"
+    half.mkdir(parents=True)
+    made = experiment.Experiment(suites.SUITES["quick"], None, tmp_path)
+    made.begin(suites.MISSING_ONLY, 0, tmp_path / "runs" / "missing_only-0")
+    names = [path.name for path in (tmp_path / "runs" / "missing_only-0").iterdir()]
+    assert names == ["checkpoints"]
+    assert (tmp_path / "runs" / "missing_only-0" / "checkpoints" / "2" / "student").is_dir()
+
+
+def test_noise_is_of_the_training_and_held_out_images_alone(output):
+    files = labels.shapes(
+        None, output / "labels-0", "una", 0.3, 0, train=8, held_out=4, val=4, size=64
+    )
+    read = {name: json.loads(getattr(files, name).read_text()) for name in files._fields[:4]}
+    ids = {name: {image["id"] for image in content["images"]} for name, content in read.items()}
+    assert ids["noisy"] == ids["clean"] and not ids["noisy"] & ids["held_out"]
+    assert (len(ids["noisy"]), len(ids["held_out"]), len(ids["val"])) == (8, 4, 4)
+    boxes = {
+        name: {(entry["image_id"], *entry["bbox"]) for entry in content["annotations"]}
+        for name, content in read.items()
+    }
+    lost = len(boxes["clean"] - boxes["noisy"]) / len(boxes["clean"])
+    assert 0.3 < lost < 0.7  # 30% dropped, and 30% of them moved

@@ -1,0 +1,94 @@
+"""What a run says and refuses before its first step."""
+
+import types
+
+import numpy as np
+import pytest
+
+from mixtrain_jax.config.resolve import resolve
+from mixtrain_jax.errors import UserError, memory_in_one_line
+from mixtrain_jax.inspection import memory_estimate
+from mixtrain_jax.runtime.machine import Machine
+from mixtrain_jax.training import announce, warm_start
+from tests.mixtraining import small
+
+
+def config(val=(64, 64), **changes):
+    changed = small.config(**changes)
+    changed.data.train.update(scale=(64, 48, 64), buckets=((64, 64),))
+    changed.data.val.update(scale=val, buckets=((64, 64),))
+    return resolve(changed, classes=small.CLASSES)
+
+
+def images(*sizes):
+    return types.SimpleNamespace(sizes=np.array(sizes, np.int32))
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    said = []
+    monkeypatch.setattr(announce.logging, "warning", lambda text, *a: said.append(text % a))
+    return said
+
+
+def test_memory_is_told_warned_about_and_refused(capsys, warnings):
+    whole = memory_estimate.of_training(config(), (64, 64), 1).total
+
+    def there(share):
+        return Machine("cpu", "cpu", 1, 1, round(whole * share), 2)
+
+    announce.memory(config(), there(1.2))
+    assert "a step in 64x64 takes about" in capsys.readouterr().out
+    assert warnings == []
+    announce.memory(config(), there(0.9))
+    assert "config.accumulate=2" in warnings[0]
+    with pytest.raises(UserError, match=r"are free: lower config.batch_size .* config.max_memory"):
+        announce.memory(config(), there(0.7))
+    announce.memory(config(max_memory=0), there(0.7))
+
+
+def test_padding_of_each_bucket():
+    told = announce.padding(config(), images((64, 64)))
+    share = 1 - np.mean([side**2 for side in range(48, 65)]) / 64**2
+    assert told == f"64x64 100% of views, {share:.0%} empty"
+
+
+def test_a_val_scale_outside_of_trainings_is_a_warning(warnings):
+    train = images((480, 640), (480, 640))
+    announce.other_scale(config(), train, images((480, 640)))
+    assert warnings == []
+    far = config(val=(256, 200))
+    announce.other_scale(far, train, images((480, 640)))
+    assert "short side of 192 pixels, training images with 48 to 48" in warnings[0]
+
+
+def test_frozen_random_weights_are_refused():
+    warm_start.require_weights(config())  # group norm
+    for changes, file in (
+        ({"model__backbone__norm": "frozen_batch"}, "resnet50_msra-5891d200.pth"),
+        ({"model__backbone__name": "swin"}, "swin_small_patch4_window7_224.pth"),
+    ):
+        with pytest.raises(UserError) as refused:
+            warm_start.require_weights(config(**changes))
+        line = str(refused.value)
+        assert file in line and "tools/convert_torch.py" in line and "--from_scratch" in line
+        warm_start.require_weights(config(**changes, init_from="weights/x"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 125. GiB"),
+        RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 134217728 bytes.\nStack"),
+    ],
+)
+def test_out_of_memory_is_one_line(error):
+    with pytest.raises(UserError, match=r"^out of memory: do less \((Un|RES)[^\n]*\)$"):
+        with memory_in_one_line("do less"):
+            raise error
+
+
+def test_other_errors_stay_what_they_are():
+    with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED: Quota"):
+        with memory_in_one_line("do less"):
+            raise RuntimeError("RESOURCE_EXHAUSTED: Quota exceeded")

@@ -1,0 +1,106 @@
+"""Evaluation during training: when it is due, and where the scores go."""
+
+import contextlib
+import types
+
+import pytest
+
+from mixtrain_jax.evaluation import coco
+from mixtrain_jax.training import validation
+from mixtrain_jax.training.validation import Validation
+from tests.mixtraining import small
+
+
+class Checkpoints:
+    """Remembers what was recorded."""
+
+    def __init__(self):
+        self.recorded = {}
+
+    def scores(self):
+        return self.recorded
+
+    def record(self, step, metrics):
+        self.recorded[step] = metrics["AP"]
+
+
+class Monitor:
+    """Remembers what was logged."""
+
+    def __init__(self):
+        self.logged = {}
+
+    def pause(self):
+        return contextlib.nullcontext()
+
+    def scalars(self, step, metrics):
+        self.logged[step] = metrics
+
+    def page(self):
+        pass
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """A validation every 40 of 100 steps of weights that "score" as they say, and its partners."""
+    config = small.config(eval__every=40, eval__weights="both")
+    monkeypatch.setattr(validation.detect, "predictor", lambda *_: None)
+
+    def scores(predict, params, dataset, data, options):
+        assert (predict, dataset) == (None, "val set")
+        return dict.fromkeys(coco.KEYS, params) | {"per_class": {}}, []
+
+    monkeypatch.setattr(validation.detect, "evaluate", scores)
+    monitor, checkpoints = Monitor(), Checkpoints()
+    return Validation(config, "val set", monitor, checkpoints), monitor, checkpoints
+
+
+def test_it_is_due_every_so_many_steps_and_at_the_end(made):
+    each, _, checkpoints = made
+    assert [step for step in range(1, 101) if each.due(step)] == [40, 80, 100]
+    assert each.missed(80) and not each.missed(81)
+    checkpoints.recorded[80] = 0.1
+    assert not each.missed(80)
+
+
+def test_without_a_val_set_nothing_is_due(made):
+    each, *partners = made
+    nothing = Validation(each._config, None, *partners)
+    assert not any(nothing.due(step) or nothing.missed(step) for step in range(1, 101))
+
+
+def test_both_sets_of_weights_are_logged_and_the_student_chooses_the_best(made, capsys):
+    each, monitor, checkpoints = made
+    each.run(40, types.SimpleNamespace(student=0.25, teacher=0.5))
+    assert monitor.logged[40]["val_student/AP"] == 0.25
+    assert monitor.logged[40]["val_teacher/AP50"] == 0.5
+    assert checkpoints.recorded == {40: 0.25}
+    said = capsys.readouterr().out
+    assert "student after step 40" in said and "teacher after step 40" in said
+
+
+@pytest.mark.parametrize(
+    ("scores", "step", "passed"),
+    [
+        ({}, 10, 0),
+        ({1: 0.1, 2: 0.2, 3: 0.3}, 3, 0),
+        ({1: 0.1, 2: 0.3, 3: 0.2, 4: 0.3}, 4, 2),  # an equal score is no better
+        ({1: 0.1, 2: 0.3, 3: 0.2, 4: 0.4}, 3, 1),  # step 4 is of a future that was given up
+        ({4: 0.4}, 3, 0),
+    ],
+)
+def test_evaluations_without_gain(scores, step, passed):
+    assert validation.without_gain(scores, step) == passed
+
+
+def test_training_ends_when_patience_does(made):
+    each, monitor, checkpoints = made
+    checkpoints.recorded.update({40: 0.3, 80: 0.2})
+    assert each.ends_training(80) == ""  # the default is no limit
+    config = small.config(eval__every=40, eval__patience=2)
+    patient = Validation(config, "val set", monitor, checkpoints)
+    assert patient.ends_training(80) == ""
+    checkpoints.recorded[100] = 0.3
+    assert "2 evaluations in a row found no AP above 0.300, that of step 40" in (
+        patient.ends_training(100)
+    )

@@ -1,0 +1,65 @@
+"""Converts a data set among COCO, Pascal VOC and YOLO.
+
+python tools/convert_dataset.py FOLDER --to=yolo --output=DIR
+
+FOLDER is anything that --data takes; every split that is found is written. Image files are copied,
+or linked with --images=link, or left alone with --images=none. What cannot be read, and what the
+new format cannot hold, is counted.
+"""
+
+import argparse
+import pathlib
+import sys
+
+from etils import epath
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from mixtrain_jax import cli
+from mixtrain_jax.config import load, recipes
+from mixtrain_jax.data.sources import headers, layout, writers
+from mixtrain_jax.data.sources.load import read_annotations
+
+
+def convert(folder: str, to: str, output: epath.Path, images: writers.Images) -> list[str]:
+    """Writes each split of a data set in another format; returns what is to be told, in lines.
+
+    Args:
+      folder: of the data set.
+      to: "coco", "voc" or "yolo".
+      output: folder of the new one.
+      images: "copy", "link" or "none".
+
+    Raises:
+      UserError: the data set cannot be read, or files would be overwritten.
+    """
+    found = layout.find(folder)
+    data = load.override_all(recipes.base(), found.overrides | {"data.val_share": "0"}).data
+    told = []
+    for split in found.parts:
+        part = split if data[split].annotations or data[split].images else "train"
+        table, _ = headers.look(read_annotations(data, part), data.exif, split)
+        lost = writers.WRITERS[to](table, output, split, images)
+        told.append(f"{split}: {len(table)} images, {len(table.ids)} boxes from {table.source}")
+        told += [f"  {finding}" for finding in (*table.findings, *lost)]
+    return told
+
+
+def main(flags: argparse.Namespace) -> None:
+    """Converts what the flags name."""
+    told = convert(flags.folder, flags.to, epath.Path(flags.output), flags.images)
+    print("\n".join([*told, f"wrote {flags.output}"]))
+
+
+def parse() -> argparse.ArgumentParser:
+    """Returns the program's flags."""
+    parser = cli.parser(__doc__, config_required=False)
+    parser.add_argument("folder", metavar="FOLDER", help="the data set, its data.yaml or its JSON")
+    parser.add_argument("--to", required=True, choices=tuple(writers.WRITERS), help="the format")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder of the new data set")
+    parser.add_argument("--images", default="copy", choices=("copy", "link", "none"))
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main, parse())

@@ -1,0 +1,194 @@
+"""Runs an experiment: trains every arm of a suite for some seeds, and measures each one.
+
+python tools/experiment.py --suite=cells --source=FOLDER --output=runs/cells --seeds=3
+
+Trains one run at a time, in a process of its own, and keeps its figures in OUTPUT/results as soon
+as it is measured; started again after any kill, it goes on with what is missing. Writes
+OUTPUT/results.json, results.md and results.html. What the suites are: tools/experiments/suites.py;
+what was found: docs/evidence.md.
+"""
+
+import argparse
+import pathlib
+import shutil
+import subprocess
+import sys
+from typing import Any
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # of a plain checkout
+
+from ml_collections import ConfigDict
+
+from mixtrain_jax import cli, process
+from mixtrain_jax.config import load
+from mixtrain_jax.errors import BAD_INPUT, UserError
+from mixtrain_jax.runtime import parallel, storage
+from tools import judge_teacher
+from tools.experiments import judging, tables
+from tools.experiments.labels import Files
+from tools.experiments.suites import METHOD, SUITES, Arm, Suite
+
+TRAIN = "mixtrain_jax.train"
+IMAGES = 300  # that the teacher is judged on
+
+
+class Experiment:
+    """One suite in one output folder.
+
+    Attributes:
+      suite: what is compared.
+      source: folder of the suite's data, where it needs one.
+      output: folder of everything that is written.
+    """
+
+    def __init__(self, suite: Suite, source: pathlib.Path | None, output: pathlib.Path):
+        self.suite, self.source, self.output = suite, source, output
+        self._labels: dict[int, Files] = {}
+        self._judges: dict[int, judging.Judge] = {}
+
+    def run(self, arm: Arm, seed: int) -> None:
+        """Trains and measures an arm, unless its figures are there."""
+        path = self.output / "results" / f"{arm.name}-{seed}.json"
+        if path.exists():
+            return
+        workdir = self.output / "runs" / f"{arm.name}-{seed}"
+        flags = self.flags(arm, seed)
+        recipe = f"{self.suite.recipe}:{arm.words}" if arm.words else self.suite.recipe
+        self.begin(arm, seed, workdir)
+        command = [f"--config={recipe}", *(f"--config.{k}={v}" for k, v in flags.items())]
+        print(f"{arm.name}, seed {seed}: training in {workdir}", flush=True)
+        log = self.output / f"{arm.name}-{seed}.log"
+        ended = subprocess.run(
+            [sys.executable, "-m", TRAIN, *command, f"--workdir={workdir}"],
+            cwd=pathlib.Path(__file__).resolve().parents[1],
+            stdout=log.open("a"),
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+        if ended.returncode:
+            log = self.output / f"{arm.name}-{seed}.log"
+            raise UserError(
+                f"{arm.name}, seed {seed}: training ended with {ended.returncode}: {log}"
+            )
+        asked = load.load(recipe, flags)
+        result = {
+            "arm": arm.name,
+            "seed": seed,
+            "command": self._without_folders(" ".join(["python -m", TRAIN, *command])),
+            "after": arm.after,
+            **self.measure(arm, asked, seed, workdir),
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        storage.write_json(storage.absolute(str(path)), result, indent=1)
+        print(tables.line(result), flush=True)
+
+    def _without_folders(self, command: str) -> str:
+        for name, folder in (("OUTPUT", self.output), ("SOURCE", self.source)):
+            command = command.replace(str(folder), name) if folder else command
+        return command
+
+    def measure(
+        self, arm: Arm, asked: ConfigDict, seed: int, workdir: pathlib.Path
+    ) -> dict[str, Any]:
+        """Returns the figures of a finished run: of each checkpoint, and of its teacher."""
+        if seed not in self._judges:  # each compiles detection once
+            self._judges[seed] = judging.Judge(asked, self.labels(seed))
+        judge = self._judges[seed]
+        steps = [step for step in judging.steps_of(workdir) if step > self.suite.start_step]
+        curve = [{"step": step, **judge.score(workdir, "student", step)} for step in steps]
+        figures: dict[str, Any] = {
+            "student": curve[-1],
+            "teacher": judge.score(workdir, "teacher", steps[-1]),
+            "curve": curve,
+            "images_per_second": judging.speed(workdir),
+        }
+        if asked.mixtraining.enabled:
+            clean = str(self.labels(seed).clean)
+            figures["diagnosis"] = [
+                {"step": step, **self._diagnose(asked, workdir, step, clean)} for step in steps
+            ]
+            figures["teacher_metrics"] = judging.teacher_metrics(workdir)
+        return figures
+
+    def flags(self, arm: Arm, seed: int) -> dict[str, str]:
+        """Fields of the config, dotted, by which an arm of a seed differs from the recipe."""
+        files = self.labels(seed)
+        return {
+            **self.suite.settings,
+            "seed": str(seed),
+            "data.train.annotations": str(files.train(arm.labels)),
+            "data.train.images": str(files.images),
+            "data.val.annotations": str(files.val),
+            "data.val.images": str(files.val_images),
+            f"{METHOD}.start_step": str(self.suite.start_step),
+            **{f"{METHOD}.{name}": value for name, value in arm.flags.items()},
+        }
+
+    def labels(self, seed: int) -> Files:
+        """The label files of a seed, written when first asked for."""
+        if seed not in self._labels:
+            self._labels[seed] = self.suite.make(self.source, self.output / f"labels-{seed}", seed)
+        return self._labels[seed]
+
+    def begin(self, arm: Arm, seed: int, workdir: pathlib.Path) -> None:
+        """Hands an arm the checkpoint of the arm that it is the same run as until then."""
+        if not arm.after or (workdir / "checkpoints").exists():
+            return
+        first = self.output / "runs" / f"{arm.after}-{seed}" / "checkpoints"
+        common = first / str(self.suite.start_step)
+        if not common.exists():
+            raise UserError(f"{common} is missing, with which '{arm.name}' begins")
+        part = workdir / "checkpoints.part"
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(common, part / common.name)
+        part.rename(workdir / "checkpoints")
+
+    def _diagnose(
+        self, asked: ConfigDict, workdir: pathlib.Path, step: int, clean: str
+    ) -> dict[str, Any]:
+        path = str(workdir / "checkpoints" / str(step))
+        tally = judge_teacher.judge(asked, path, clean, IMAGES)
+        return tally.figures()
+
+
+def main(flags: argparse.Namespace) -> int:
+    """Runs what the flags name; returns the exit code."""
+    if flags.suite not in SUITES:
+        raise UserError(f"--suite={flags.suite}: choose from {', '.join(SUITES)}")
+    process.prepare()
+    parallel.start()
+    suite = SUITES[flags.suite]
+    names = flags.arms.split(",") if flags.arms else [arm.name for arm in suite.arms]
+    arms = [arm for arm in suite.arms if arm.name in names]
+    unknown = set(names) - {arm.name for arm in arms}
+    if unknown:
+        known = ", ".join(arm.name for arm in suite.arms)
+        raise UserError(f"--arms={flags.arms}: {flags.suite} has {known}")
+    source = pathlib.Path(flags.source).resolve() if flags.source else None
+    experiment = Experiment(suite, source, pathlib.Path(flags.output).resolve())
+    failed = 0
+    for arm in arms:
+        for seed in range(flags.first_seed, flags.first_seed + flags.seeds):
+            try:
+                experiment.run(arm, seed)
+            except UserError as problem:
+                print(problem, file=sys.stderr, flush=True)
+                failed += 1
+            tables.write(experiment.output, flags.suite)
+    return BAD_INPUT if failed else 0
+
+
+def parse() -> argparse.ArgumentParser:
+    """Returns the program's flags."""
+    parser = cli.parser(__doc__, config_required=False)
+    parser.add_argument("--suite", required=True, help=f"one of {', '.join(SUITES)}")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder of the results")
+    parser.add_argument("--source", metavar="FOLDER", help="of the data that a suite needs")
+    parser.add_argument("--seeds", type=int, default=1, help="how many")
+    parser.add_argument("--first_seed", type=int, default=0)
+    parser.add_argument("--arms", help="names of some arms, with commas; default: all")
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main, parse())

@@ -1,0 +1,198 @@
+"""The label files of experiments: noisy ones to train on, clean ones beside, noisy ones held out.
+
+Held-out labels are as noisy as those that train and of other images than the clean ones that judge:
+thresholds are chosen on them, so no clean label decides anything.
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mixtrain_jax.auditing import noise
+from mixtrain_jax.auditing.corrections import to_bbox
+from mixtrain_jax.auditing.labels import from_coco
+from mixtrain_jax.data.sources import headers, voc, yolo
+from mixtrain_jax.data.sources.annotations import Annotations
+from mixtrain_jax.data.sources.dataset import coco_format
+from mixtrain_jax.errors import UserError
+from tools import make_shapes
+
+CELLS = ("WBC", "RBC", "Platelets")
+
+
+class Files(NamedTuple):
+    """COCO files of an experiment, with the folder of each one's images.
+
+    Attributes:
+      noisy, clean: labels of the training images; clean may lack images.
+      held_out: noisy labels of further images.
+      val: clean labels of still others.
+      images: folder of the training and the held-out images.
+      val_images: folder of the val images.
+    """
+
+    noisy: pathlib.Path
+    clean: pathlib.Path
+    held_out: pathlib.Path
+    val: pathlib.Path
+    images: pathlib.Path
+    val_images: pathlib.Path
+
+    def train(self, labels: str) -> pathlib.Path:
+        """The file that an arm trains on: its `labels` are "noisy" or "clean"."""
+        return self.clean if labels == "clean" else self.noisy
+
+
+def cells(source: pathlib.Path | None, output: pathlib.Path, seed: int) -> Files:
+    """The 147 cell images that have both sets of labels; 143 others are held out.
+
+    Args:
+      source: a folder with `bccd` (Pascal VOC), `txl` (YOLO text files), train.txt and val.txt.
+      output: folder for the files.
+      seed: not used: every seed sees the same images.
+    """
+    del seed
+    return _cells(source, output, every=False)
+
+
+def all_cells(source: pathlib.Path | None, output: pathlib.Path, seed: int) -> Files:
+    """All 290 training images; thresholds are then chosen on noisy labels of the val images."""
+    del seed
+    return _cells(source, output, every=True)
+
+
+def _cells(source: pathlib.Path | None, output: pathlib.Path, every: bool) -> Files:
+    if source is None:
+        raise UserError("--source: name the folder with bccd, txl, train.txt and val.txt")
+    output.mkdir(parents=True, exist_ok=True)
+    images = source / "bccd" / "JPEGImages"
+    people = voc.read(str(source / "bccd" / "Annotations"), str(images), CELLS)
+    better = yolo.read(str(source / "txl"), str(images), "train", CELLS)
+    people, better = (headers.look(table, "auto", "cells")[0] for table in (people, better))
+    train, val = (str(source / f"{split}.txt") for split in ("train", "val"))
+    of_train = people.listed(train)
+    both = better.listed(train)
+    both = both.take(np.unique(both.rows))  # the others have no label file
+    known = np.isin(of_train.files, both.files)
+    held_out = people.listed(val) if every else of_train.take(np.flatnonzero(~known))
+    return Files(
+        noisy=_write(of_train if every else of_train.take(np.flatnonzero(known)), output / "noisy"),
+        clean=_write(both, output / "clean"),
+        held_out=_write(held_out, output / "held_out"),
+        val=_write(better.listed(val), output / "val"),
+        images=images,
+        val_images=images,
+    )
+
+
+def shapes(
+    source: pathlib.Path | None,
+    output: pathlib.Path,
+    kind: str,
+    level: float,
+    seed: int,
+    *,
+    train: int,
+    held_out: int,
+    val: int,
+    size: int = 256,
+) -> Files:
+    """Generated images with planted noise; another seed plants other noise into the same images.
+
+    Args:
+      source: not used.
+      output: folder for the images, which seeds share, and for the files.
+      kind: "una" or "oamil".
+      level: of the noise, see `noise.una` and `noise.box_noise`.
+      seed: of the noise.
+      train, held_out, val: numbers of images.
+      size: their height and width in pixels.
+    """
+    del source
+    pictures = output.parent / "images"
+    if not (pictures / "annotations" / "val.json").exists():
+        make_shapes.make(
+            str(pictures),
+            train=train + held_out,
+            val=val,
+            size=size,
+            seed=0,
+            drop=0,
+            shift=0,
+            swap=0,
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    truth = json.loads((pictures / "annotations" / "train.json").read_text())
+    parts = {
+        "clean": _of_images(truth, lambda place: place < train),
+        "held_out": _of_images(truth, lambda place: place >= train),
+    }
+    parts["noisy"] = planted(parts["clean"], kind, level, seed)
+    parts["held_out"] = planted(parts["held_out"], kind, level, seed)
+    for name, content in parts.items():
+        (output / f"{name}.json").write_text(json.dumps(content))
+    return Files(
+        noisy=output / "noisy.json",
+        clean=output / "clean.json",
+        held_out=output / "held_out.json",
+        val=pictures / "annotations" / "val.json",
+        images=pictures / "train",
+        val_images=pictures / "val",
+    )
+
+
+def planted(truth: dict[str, Any], kind: str, level: float, seed: int) -> dict[str, Any]:
+    """Returns a COCO file's content with noise of a kind and level."""
+    table, _, categories = from_coco(truth, "the clean labels")
+    sizes = np.array([[image["height"], image["width"]] for image in truth["images"]], np.int32)
+    if kind == "una":
+        damaged = noise.una(table, sizes, len(categories), level, seed).labels
+    elif kind == "oamil":
+        damaged = noise.box_noise(table, sizes, level, seed).labels
+    else:
+        raise UserError(f"noise '{kind}': choose una or oamil")
+    entries = [
+        {
+            "id": number,
+            "image_id": truth["images"][image]["id"],
+            "category_id": categories[label],
+            "bbox": to_bbox(box),
+            "area": float(np.prod(box[2:] - box[:2])),
+            "iscrowd": 0,
+        }
+        for number, (image, box, label) in enumerate(
+            zip(damaged.image.tolist(), damaged.boxes, damaged.labels.tolist()), 1
+        )
+    ]
+    return truth | {"annotations": entries}
+
+
+def _of_images(truth: dict[str, Any], chosen: Any) -> dict[str, Any]:
+    images = [image for place, image in enumerate(truth["images"]) if chosen(place)]
+    ids = {image["id"] for image in images}
+    boxes = [entry for entry in truth["annotations"] if entry["image_id"] in ids]
+    return truth | {"images": images, "annotations": boxes}
+
+
+def _write(table: Annotations, path: pathlib.Path) -> pathlib.Path:
+    # Ids by name, so that an image, or a class, has one id in all files.
+    content = coco_format(
+        dataclasses.replace(
+            table, categories=[{"id": i, "name": name} for i, name in enumerate(CELLS, 1)]
+        )
+    )
+    ids = {image["id"]: _number(image["file_name"]) for image in content["images"]}
+    for image in content["images"]:
+        image["id"] = ids[image["id"]]
+    for number, entry in enumerate(content["annotations"], 1):
+        entry.update(id=number, image_id=ids[entry["image_id"]])
+    file = path.with_suffix(".json")
+    file.write_text(json.dumps(content))
+    return file
+
+
+def _number(name: str) -> int:
+    return int("".join(character for character in pathlib.Path(name).stem if character.isdigit()))

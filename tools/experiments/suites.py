@@ -1,0 +1,123 @@
+"""Which arms an experiment compares: a recipe, data, and arms that differ in a few fields.
+
+An arm with `after` is the same run as that arm until mixing starts, so it begins from a copy of its
+checkpoint there. Every arm of a suite sees the same number of student images.
+"""
+
+import pathlib
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+from tools.experiments import labels
+from tools.experiments.labels import Files
+
+METHOD = "mixtraining"
+NONE: Mapping[str, str] = MappingProxyType({})
+OFF = {"auto_agreement": "0", "must_agree": "false", "mend_normal": "false"}
+ADD = {"gt_score_threshold": "0", "replace_boxes": "false", "add_missing": "true"}
+ALL = {"gt_score_threshold": "0.05", "replace_boxes": "true", "add_missing": "true"}
+AUTO = {"auto_agreement": "0.9", "must_agree": "true"}
+ABLATION_ROWS = ("mixed_augmentation", "replace_only", "missing_only", "hard_background")
+
+
+class Arm(NamedTuple):
+    """One row of a table.
+
+    Attributes:
+      name: what the table calls it.
+      words: the recipe's argument, such as "plain".
+      flags: fields of `config.mixtraining` that differ.
+      labels: "noisy" or "clean": what it is trained on.
+      after: the arm whose checkpoint at `start_step` it begins with.
+    """
+
+    name: str
+    words: str = ""
+    flags: Mapping[str, str] = NONE
+    labels: str = "noisy"
+    after: str = ""
+
+
+class Suite(NamedTuple):
+    """An experiment.
+
+    Attributes:
+      recipe: name of the recipe.
+      make: a function of (source folder, output folder, seed) that writes the label files.
+      arms: in the order in which they are run.
+      settings: fields of the config, dotted, for every arm.
+      start_step: when mixing starts, where arms part.
+    """
+
+    recipe: str
+    make: Callable[[pathlib.Path | None, pathlib.Path, int], Files]
+    arms: tuple[Arm, ...]
+    settings: Mapping[str, str] = NONE
+    start_step: int = 400
+
+
+PLAIN = Arm("plain", "plain")
+MENDED = Arm("mended", flags={**ADD, **AUTO, "mend_normal": "true"}, after="plain")
+MISSING_ONLY = Arm("missing_only", flags={**OFF, **ADD}, after="plain")
+FULL = Arm("full", flags={**OFF, **ALL}, after="plain")
+FULL_AUTO = Arm("full_auto", flags={**OFF, **ALL, **AUTO}, after="plain")
+CEILING = Arm("plain_clean_labels", "plain", labels="clean")
+STRONG = (Arm("plain_strong", "strong"), Arm("plain_random", "random"))
+ABLATION = tuple(
+    Arm(row, row, flags={**OFF, "gt_score_threshold": "0.05"}, after="plain")
+    for row in ABLATION_ROWS
+)
+
+# The generated images, few enough to be learned by heart.
+OVERFIT = {
+    "steps": "2400",
+    "data.train.scale": "(160,128,160)",
+    "data.train.buckets": "((160,160),)",
+    "data.val.scale": "(160,160)",
+    "data.val.buckets": "((160,160),)",
+    "checkpoint.every": "400",
+    "checkpoint.keep": "7",
+}
+NOISY_ARMS = (PLAIN, *STRONG, MISSING_ONLY, FULL_AUTO, MENDED, CEILING)
+
+
+def _noise(kind: str, level: float) -> Suite:
+    def make(source: pathlib.Path | None, output: pathlib.Path, seed: int) -> Files:
+        return labels.shapes(source, output, kind, level, seed, train=400, held_out=100, val=200)
+
+    return Suite("cells", make, NOISY_ARMS, OVERFIT, start_step=1200)
+
+
+def _tiny(source: pathlib.Path | None, output: pathlib.Path, seed: int) -> Files:
+    return labels.shapes(source, output, "una", 0.3, seed, train=8, held_out=4, val=4, size=64)
+
+
+TINY = {
+    "steps": "4",
+    "batch_size": "4",
+    "data.train.scale": "(64,48,64)",
+    "data.train.buckets": "((64,64),)",
+    "data.val.scale": "(64,64)",
+    "data.val.buckets": "((64,64),)",
+    "model.backbone.base_channels": "8",
+    "model.fpn.channels": "16",
+    "model.rpn.channels": "16",
+    "model.roi_head.fc_channels": "16",
+    "checkpoint.every": "2",
+    "log.every": "1",
+}
+
+SUITES: dict[str, Suite] = {
+    "cells": Suite(
+        "cells",
+        labels.cells,
+        (PLAIN, MENDED, CEILING, MISSING_ONLY, FULL_AUTO, FULL, *STRONG),
+    ),
+    "cells_all": Suite("cells", labels.all_cells, (PLAIN, MENDED)),
+    "una0": _noise("una", 0.0),
+    "una30": _noise("una", 0.3),
+    "oamil20": _noise("oamil", 0.2),
+    "ablation": _noise("una", 0.3)._replace(arms=(PLAIN, FULL, *ABLATION)),
+    "quick": Suite("cells", _tiny, (PLAIN, MISSING_ONLY), TINY, start_step=2),
+}

@@ -1,0 +1,31 @@
+#!/bin/sh
+# Starts a command again as long as it was only interrupted: sh tools/restart.sh WORKDIR COMMAND...
+#
+# 70 and 134: another process of the run is gone; 71: one was stuck; 75: it was asked to stop and has
+# saved. After any other end somebody has to look. Three starts in a row without a new checkpoint end
+# it too. A workdir in a bucket is listed with `gcloud storage`; there a checkpoint that is finished
+# holds commit_success.txt.
+workdir=$1
+shift
+newest() {
+  case $workdir in
+    *://*) gcloud storage ls "$workdir/checkpoints/*/commit_success.txt" 2>/dev/null ;;
+    *) ls "$workdir/checkpoints" 2>/dev/null ;;
+  esac | sed 's:/commit_success.txt$::; s:.*/::' | grep -E '^[0-9]+$' | sort -n | tail -n 1
+}
+vain=0
+while :; do
+  before=$(newest)
+  "$@"
+  code=$?
+  case $code in
+    70 | 71 | 75 | 134) ;;
+    *) exit $code ;;
+  esac
+  if [ "$(newest)" = "$before" ]; then vain=$((vain + 1)); else vain=0; fi
+  if [ $vain -ge 3 ]; then
+    echo "error: started three times without a new checkpoint in $workdir; it is not started again" >&2
+    exit $code
+  fi
+  sleep "${PAUSE:-60}"
+done
