@@ -69,6 +69,23 @@ def compiled_programs_are_dropped():
             trim(0)
 
 
+@pytest.fixture(autouse=True)
+def the_process_is_left_as_it_was():
+    """What a test sets for its process ends with it, so that the order of tests decides nothing."""
+    from absl import logging
+    from PIL import Image
+
+    environment, pixels, level = dict(os.environ), Image.MAX_IMAGE_PIXELS, logging.get_verbosity()
+    yield
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(
+        {name: value for name, value in environment.items() if os.environ.get(name) != value}
+    )
+    Image.MAX_IMAGE_PIXELS = pixels
+    logging.set_verbosity(level)
+
+
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory) -> pathlib.Path:
     """A folder with fourteen generated pictures to train on and six for evaluation."""
@@ -85,15 +102,15 @@ def _bucket():
     from tests.bucket import Bucket
 
     bucket = Bucket()
-    os.environ.update(bucket.environment)  # also for commands in processes of their own
     yield bucket
     bucket.close()
 
 
 @pytest.fixture
-def bucket(_bucket):
+def bucket(the_process_is_left_as_it_was, _bucket):
     """gs://bucket on loopback, without faults at first."""
     _bucket.faults.clear()
+    os.environ.update(_bucket.environment)  # also for commands in processes of their own
     return _bucket
 
 
