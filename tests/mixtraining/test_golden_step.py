@@ -300,11 +300,13 @@ def in_bfloat16(weights):
 
 
 def test_the_teacher_decides_alike_in_bfloat16(in_bfloat16, teacher_output):
-    """Where a score or a rating is not nearly the threshold itself, boxes have the same fate.
+    """Where no score, rating or overlap is nearly its threshold, boxes have the same fate.
 
-    Nearly is 0.05: the ratings of these images differ by up to 0.034, with JAX 0.12.
+    Nearly is 0.05: the ratings of these images differ by up to 0.034, with JAX 0.12. Of overlaps
+    0.01: on cores with products of bfloat16 a box whose overlap with a better one is 0.500 goes.
     """
     limits, near = golden.facts()["thresholds"], 0.05
+    nms_iou = build("float32").config.roi_head.nms_iou
     ours, theirs = in_bfloat16[0], teacher_output
     ratings = np.asarray(theirs[3])
     np.testing.assert_allclose(ours[3], ratings, atol=near)
@@ -313,9 +315,12 @@ def test_the_teacher_decides_alike_in_bfloat16(in_bfloat16, teacher_output):
         one, other = (np.asarray(getattr(each[-1], name)) for each in (ours, theirs))
         np.testing.assert_array_equal(one[clear], other[clear], err_msg=name)
     for here, there in ((ours[2], theirs[2]), (theirs[2], ours[2])):  # pseudo boxes
-        same = box_ops.iou(here.boxes, there.boxes) > 0.8
-        same &= (here.labels[..., None] == there.labels[:, None]) & there.valid[:, None]
-        sure = here.valid & (here.scores > limits["score_thr"] + near)
+        overlap = box_ops.iou(here.boxes, there.boxes)
+        alike = (here.labels[..., None] == there.labels[:, None]) & there.valid[:, None]
+        same = alike & (overlap > 0.8)
+        better = alike & (there.scores[:, None] > here.scores[..., None])
+        on_edge = (better & (jnp.abs(overlap - nms_iou) < 0.01)).any(-1)
+        sure = here.valid & (here.scores > limits["score_thr"] + near) & ~on_edge
         assert sure.sum() > 10
         assert same.any(-1)[sure].all()
 
