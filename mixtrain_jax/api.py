@@ -121,8 +121,8 @@ class Detector:
         self._resolved, categories = predict.settle(asked, weights)
         self.classes = tuple(str(category["name"]) for category in categories)
         self._params = parallel.replicate(weights.params)
-        model, dtype = self._resolved.model, self._resolved.eval.dtype
-        self._predict = detect.predictor(model, dtype)
+        model, data = self._resolved.model, self._resolved.data
+        self._predict = detect.predictor(model, data, self._resolved.eval.dtype)
 
     def __repr__(self) -> str:
         return (

@@ -22,7 +22,8 @@ class View:
     """One view of each of B images, with the boxes people drew on them.
 
     Attributes:
-      image: [B, H, W, 3] float32, normalised; zero to the right of and below `size`.
+      image: [B, H, W, 3] uint8 grey levels, as a view is made and travels; float32, normalised
+        and 0 where no image is shown, once `pixels.normalise` has seen it.
       size: [B, 2] int32, height and width in pixels before padding.
       matrix: [B, 3, 3] float32, takes homogeneous (x, y, 1) of the original image to this
         view.
@@ -31,6 +32,9 @@ class View:
       valid: [B, N] bool, False for padding.
       index: [B] int32, the image's row in its data set; -1 for a filler that completes a
         batch.
+      shown: [B, H, W / 8] uint8, a bit for each pixel, the leftmost highest: whether it shows the
+        image; not in padding, in holes, or what a warp brought in from outside. None once
+        normalised.
     """
 
     image: Array
@@ -40,6 +44,7 @@ class View:
     labels: Array
     valid: Array
     index: Array
+    shown: Array | None = None
 
 
 @flax.struct.dataclass

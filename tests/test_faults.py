@@ -224,6 +224,12 @@ def test_a_corrupt_picture_in_the_middle_of_an_epoch_is_skipped(
     assert max(harness.logged(tmp_path, "data/unreadable").values()) >= 1
 
 
+def spoilt_images(batch):
+    """The batch with images that no file can hold: normalised, and not numbers."""
+    image = np.full(batch.normal.image.shape, np.nan, np.float32)
+    return batch.replace(normal=batch.normal.replace(image=image, shown=None))
+
+
 def test_losses_that_are_not_finite_end_training(shapes, whole, tmp_path, monkeypatch):
     changes = dict(steps=STEPS, checkpoint__every=2, max_bad_steps=3)
     make = batches.train_batches
@@ -233,8 +239,7 @@ def test_losses_that_are_not_finite_end_training(shapes, whole, tmp_path, monkey
         for number, batch in enumerate(make(*arguments, **keywords), 1):
             if number > 3:
                 spoilt.append(batch.normal.index)
-                image = np.full_like(batch.normal.image, np.nan)
-                batch = batch.replace(normal=batch.normal.replace(image=image))
+                batch = spoilt_images(batch)
             yield batch
 
     monkeypatch.setattr(loop.batches, "train_batches", spoil)
@@ -269,8 +274,7 @@ def test_bad_numbers_right_after_a_restart_leave_what_was_good(shapes, tmp_path,
 
     def spoil(*arguments, **keywords):
         for batch in make(*arguments, **keywords):
-            image = np.full_like(batch.normal.image, np.nan)
-            yield batch.replace(normal=batch.normal.replace(image=image))
+            yield spoilt_images(batch)
 
     monkeypatch.setattr(loop.batches, "train_batches", spoil)
     with pytest.raises(UserError, match="number 3 in a row.*the newest good checkpoint is 2"):
@@ -302,8 +306,7 @@ def test_bad_numbers_in_the_last_step_are_no_good_end(shapes, tmp_path, monkeypa
     def spoil(*arguments, **keywords):
         for number, batch in enumerate(make(*arguments, **keywords), 1):
             if number == STEPS:
-                image = np.full_like(batch.normal.image, np.nan)
-                batch = batch.replace(normal=batch.normal.replace(image=image))
+                batch = spoilt_images(batch)
             yield batch
 
     monkeypatch.setattr(loop.batches, "train_batches", spoil)

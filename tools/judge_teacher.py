@@ -33,7 +33,7 @@ from mixtrain_jax.evaluation import detect
 from mixtrain_jax.mixtraining import mending
 from mixtrain_jax.mixtraining import step as stepping
 from mixtrain_jax.mixtraining.targets import BoxAssignment
-from mixtrain_jax.models import detector
+from mixtrain_jax.models import detector, pixels
 from mixtrain_jax.ops import boxes as box_ops
 from mixtrain_jax.runtime import checkpoint, parallel
 from mixtrain_jax.types import Batch
@@ -181,6 +181,7 @@ def judge(asked: ConfigDict, checkpoint_path: str, clean_path: str, images: int)
 
     @jax.jit
     def teach(batch: Batch) -> stepping.TeacherOutput:
+        batch = pixels.normalise(batch, config.data.mean, config.data.std)
         assert batch.weak is not None and batch.strong is not None  # as start_step is 0
         least = mending.least_score(model, params, batch, method, lambda counts: counts)
         key = jax.random.key(0)

@@ -65,7 +65,7 @@ def audit(
     asked = load.override_all(asked, {"data.max_boxes": str(most)})
     config = resolve(asked, val=dataset, devices=parallel.device_count())
     seen_by = looks.with_all_boxes(dataset, human)
-    rate = looks.rater(config.model, config.eval.dtype)
+    rate = looks.rater(config.model, config.data, config.eval.dtype)
     by_look: dict[str, dict[int, tuple[np.ndarray, ...]]] = {name: {} for name in LOOKS}
     for judge in judges:
         for name in LOOKS:

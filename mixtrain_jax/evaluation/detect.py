@@ -12,7 +12,7 @@ from mixtrain_jax.data.input import batches
 from mixtrain_jax.data.input.read_errors import ReadErrors
 from mixtrain_jax.data.sources.dataset import Dataset
 from mixtrain_jax.evaluation import coco
-from mixtrain_jax.models import detector
+from mixtrain_jax.models import detector, pixels
 from mixtrain_jax.runtime import checkpoint, parallel
 from mixtrain_jax.types import Array, Detections, Params, View
 
@@ -42,11 +42,12 @@ def read_weights(source: str, which: str) -> Weights:
     return Weights(source, which, *checkpoint.load_weights(source, which))
 
 
-def predictor(model: Any, dtype: str) -> Predict:
+def predictor(model: Any, data: Any, dtype: str) -> Predict:
     """Returns the compiled detector, mapped over devices.
 
     Args:
       model: `config.model`, `num_classes` set.
+      data: `config.data`; its mean and std are used.
       dtype: of the network's arithmetic.
 
     Returns:
@@ -57,9 +58,10 @@ def predictor(model: Any, dtype: str) -> Predict:
 
     def predict(params: Params, view: View) -> tuple[Detections, Array]:
         scale = jnp.stack([view.matrix[:, 0, 0], view.matrix[:, 1, 1]], axis=-1)
+        seen = pixels.normalise(view, data.mean, data.std)
         # By default GPUs round products of float32 to TF32, and TPUs to bfloat16.
         with jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
-            return in_original(network, params, view.image, view.size, scale)
+            return in_original(network, params, seen.image, view.size, scale)
 
     mapped = parallel.map_predict(predict)
     seen: set[tuple[int, ...]] = set()

@@ -50,7 +50,7 @@ def evaluate(
     about = detect.describe(weights, config.data.val.scale)
     parallel.say(about)
     metrics, results = detect.evaluate(
-        detect.predictor(config.model, config.eval.dtype),
+        detect.predictor(config.model, config.data, config.eval.dtype),
         parallel.replicate(weights.params),
         dataset,
         config.data,

@@ -15,7 +15,7 @@ from mixtrain_jax.auditing.labels import Detections, Labels
 from mixtrain_jax.data.input import batches
 from mixtrain_jax.data.sources.dataset import Dataset
 from mixtrain_jax.data.sources.ragged import Ragged
-from mixtrain_jax.models import detector
+from mixtrain_jax.models import detector, pixels
 from mixtrain_jax.runtime import parallel
 from mixtrain_jax.types import Array, Params, View
 from mixtrain_jax.types import Detections as Found
@@ -23,11 +23,12 @@ from mixtrain_jax.types import Detections as Found
 Rate = Callable[[Params, View], tuple[Found, Array, Array]]
 
 
-def rater(model: Any, dtype: str) -> Rate:
+def rater(model: Any, data: Any, dtype: str) -> Rate:
     """Returns the compiled detector that also rates the human boxes of a view, over devices.
 
     Args:
       model: `config.model`, `num_classes` set.
+      data: `config.data`; its mean and std are used.
       dtype: of the network's arithmetic.
 
     Returns:
@@ -39,7 +40,7 @@ def rater(model: Any, dtype: str) -> Rate:
 
     def rate(params: Params, view: View) -> tuple[Found, Array, Array]:
         bound = detector.bind(network, params)
-        pyramid = bound.features(view.image, view.size)
+        pyramid = bound.features(pixels.normalise(view, data.mean, data.std).image, view.size)
         found, _ = bound.detect(pyramid, view.size, bound.proposals(pyramid, view.size))
         probabilities, refined = bound.rate_boxes(pyramid, view.size, view.boxes)
         return found, probabilities, refined
@@ -125,7 +126,10 @@ def joined(by_row: dict[int, tuple[np.ndarray, ...]], images: int) -> Look:
 
 
 def mirror(view: View) -> View:
-    """The same images seen in a mirror, with the boxes that belong to them; matrices stay."""
+    """The same evaluation views seen in a mirror, with their boxes; matrices stay.
+
+    What is shown is all within `size`, on either side of the mirror.
+    """
     image, boxes = view.image.copy(), np.asarray(view.boxes).copy()
     for i, width in enumerate(np.asarray(view.size)[:, 1]):
         image[i, :, :width] = view.image[i, :, :width][:, ::-1]

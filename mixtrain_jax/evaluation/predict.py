@@ -78,7 +78,7 @@ def predict(
     found = detect_in(
         dataset,
         config,
-        detect.predictor(config.model, config.eval.dtype),
+        detect.predictor(config.model, config.data, config.eval.dtype),
         parallel.replicate(weights.params),
         min(config.eval.batch_size, len(dataset)),
         threshold,

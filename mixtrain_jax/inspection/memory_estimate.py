@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import FrozenConfigDict
 
 from mixtrain_jax.mixtraining import step as method
-from mixtrain_jax.models import detector
+from mixtrain_jax.models import detector, pixels
 from mixtrain_jax.runtime import parallel
 from mixtrain_jax.types import Batch, View
 
@@ -90,7 +90,7 @@ def largest(buckets: Any) -> tuple[int, int]:
 
 
 def _bytes_of_view(bucket: tuple[int, int], max_boxes: int) -> int:
-    return 4 * (3 * math.prod(bucket) + 2 + 9 + 5 * max_boxes + 1) + max_boxes
+    return math.prod(bucket) * 25 // 8 + 4 * (2 + 9 + 5 * max_boxes + 1) + max_boxes
 
 
 @functools.lru_cache(maxsize=64)
@@ -110,6 +110,8 @@ def _kept_of_image(model: FrozenConfigDict, bucket: tuple[int, int], max_boxes: 
     params = jax.eval_shape(lambda: detector.init(network, 0))
 
     def backward(params: Any, batch: Batch, key: Any) -> Any:
+        batch = pixels.normalise(batch, mean=(0.0,) * 3, std=(1.0,) * 3)
+
         def loss(student: Any) -> Any:
             return method.student_loss(
                 student, batch, None, None, key, network, None, lambda tree: tree
@@ -142,7 +144,8 @@ def shapes_of_view(leading: tuple[int, ...], bucket: tuple[int, int], max_boxes:
         return jax.ShapeDtypeStruct((*leading, *shape), dtype)
 
     return View(
-        image=array(*bucket, 3),
+        image=array(*bucket, 3, dtype=np.uint8),
+        shown=array(bucket[0], bucket[1] // 8, dtype=np.uint8),
         size=array(2, dtype=np.int32),
         matrix=array(3, 3),
         boxes=array(max_boxes, 4),

@@ -12,7 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
+from mixtrain_jax.models import pixels
 from mixtrain_jax.pages import fonts
+from mixtrain_jax.types import View
 
 Color = tuple[int, int, int]
 
@@ -40,33 +42,23 @@ def _brightness(color: Sequence[float]) -> float:
     return float(np.dot(color, (0.299, 0.587, 0.114)))
 
 
-def to_uint8(
-    image: np.ndarray,
-    mean: Sequence[float],
-    std: Sequence[float],
-    channels: str = "rgb",
-    size: Sequence[int] | np.ndarray | None = None,
-) -> np.ndarray:
-    """Turns one image of a View back into a picture.
+def of_view(view: View, i: int, mean: Sequence[float], channels: str = "rgb") -> np.ndarray:
+    """Turns one image of a view back into a picture, without its padding.
 
     Args:
-      image: [H, W, 3] float, normalised.
-      mean: of the three channels, in the order of `channels`.
-      std: likewise.
+      view: of numpy arrays, not normalised.
+      i: which of its images.
+      mean: of the three channels, in the order of `channels`; drawn where no image is shown.
       channels: "rgb" or "bgr", the order of the image.
-      size: height and width without padding; None keeps all.
 
     Returns:
       [h, w, 3] uint8 RGB.
     """
-    if size is not None:
-        image = image[: int(size[0]), : int(size[1])]
-    pixels = np.asarray(image, np.float32) * np.asarray(std, np.float32) + np.asarray(
-        mean, np.float32
-    )
-    if channels == "bgr":
-        pixels = pixels[..., ::-1]
-    return np.clip(np.round(pixels), 0, 255).astype(np.uint8)
+    height, width = view.size[i]
+    assert view.shown is not None  # not normalised
+    shown = pixels.unpack(np.asarray(view.shown[i]))[..., None]
+    picture = np.where(shown, view.image[i], np.round(mean).astype(np.uint8))
+    return picture[:height, :width, :: -1 if channels == "bgr" else 1]
 
 
 def draw_boxes(

@@ -49,11 +49,6 @@ def of_batch(
     return draw.contact_sheet(pictures, columns=2 if len(pictures) < 8 else 4)
 
 
-def _pixels(view: View, i: int, data: Any) -> np.ndarray:
-    size = np.asarray(view.size[i])
-    return draw.to_uint8(np.asarray(view.image[i]), data.mean, data.std, data.channels, size)
-
-
 def _view(
     view: View,
     i: int,
@@ -69,7 +64,8 @@ def _view(
         for label, score in zip(labels, scored, strict=True)
     ]
     colors = [draw.class_color(int(label)) for label in labels]
-    return draw.draw_boxes(_pixels(view, i, data), boxes, texts, colors, draw.SMALLEST_SIDE)
+    picture = draw.of_view(view, i, data.mean, data.channels)
+    return draw.draw_boxes(picture, boxes, texts, colors, draw.SMALLEST_SIDE)
 
 
 def _strong(
@@ -99,6 +95,5 @@ def _strong(
         boxes.append(np.asarray(group[mask]))
         texts += [f"{names[label]} {origin}" for label in labels[mask]]
         colors += [draw.ORIGIN_COLORS[origin]] * int(mask.sum())
-    return draw.draw_boxes(
-        _pixels(view, i, data), np.concatenate(boxes), texts, colors, draw.SMALLEST_SIDE
-    )
+    picture = draw.of_view(view, i, data.mean, data.channels)
+    return draw.draw_boxes(picture, np.concatenate(boxes), texts, colors, draw.SMALLEST_SIDE)

@@ -4,7 +4,7 @@ What the student learns from is the method's (`mixtraining/step.py`); here its g
 over devices and parts of the batch, and handed to the optimizer.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ import optax
 
 from mixtrain_jax.mixtraining import step as method
 from mixtrain_jax.mixtraining.step import Metrics, TeacherOutput
+from mixtrain_jax.models import pixels
 from mixtrain_jax.models.detector import Detector
 from mixtrain_jax.training import ema
 from mixtrain_jax.types import Batch, Params, TrainState
@@ -44,6 +45,8 @@ def make_step(
         optimizer=optimizer,
         config=config.mixtraining,
         sum_over_devices=sum_over_devices,
+        mean=config.data.mean,
+        std=config.data.std,
         seed=config.seed,
         accumulate=config.accumulate,
     )
@@ -57,6 +60,8 @@ def train_step(
     optimizer: optax.GradientTransformation,
     config: Any,
     sum_over_devices: Callable[[Any], Any],
+    mean: Sequence[float],
+    std: Sequence[float],
     seed: int = 0,
     accumulate: int = 1,
 ) -> tuple[TrainState, Metrics, TeacherOutput | None]:
@@ -69,6 +74,8 @@ def train_step(
       optimizer: what `make_optimizer` returned.
       config: `config.mixtraining`.
       sum_over_devices: sums arrays over all devices.
+      mean: of the pixels' three channels, by which images are normalised.
+      std: likewise.
       seed: of sampling and stochastic depth.
       accumulate: parts of the batch that are computed one after the other.
 
@@ -84,7 +91,8 @@ def train_step(
     )
 
     def gradients(part: Batch) -> tuple[Params, Metrics, TeacherOutput | None]:
-        grads, metrics, output = of_part(state.student, teacher, part, key)
+        seen = pixels.normalise(part, mean, std)
+        grads, metrics, output = of_part(state.student, teacher, seen, key)
         return sum_over_devices(grads), metrics, output
 
     grads, metrics, output = in_parts(gradients, batch, accumulate)

@@ -29,7 +29,7 @@ class Validation:
         self._dataset = dataset
         self._monitor = monitor
         self._checkpoints = checkpoints
-        self._predict = detect.predictor(config.model, config.eval.dtype)
+        self._predict = detect.predictor(config.model, config.data, config.eval.dtype)
 
     def due(self, step: int) -> bool:
         """Whether the state after `step` is to be scored: every so many steps, and at the end."""

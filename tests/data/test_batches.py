@@ -10,6 +10,7 @@ from mixtrain_jax.data.input.read_errors import ReadErrors
 from mixtrain_jax.data.sources.load import load_dataset
 from mixtrain_jax.data.views import geometry
 from mixtrain_jax.errors import UserError
+from mixtrain_jax.models import pixels
 
 
 def _same(one, other) -> None:
@@ -61,14 +62,18 @@ def test_batches(dataset, config):
         for view in (batch.normal, batch.weak, batch.strong):
             assert view.image.shape == (2, *batch.normal.image.shape[1:])
             assert view.image.shape[1:3] in buckets
-            assert view.image.dtype == view.matrix.dtype == view.boxes.dtype == np.float32
+            assert view.image.dtype == view.shown.dtype == np.uint8
+            assert view.matrix.dtype == view.boxes.dtype == np.float32
             assert view.size.dtype == view.labels.dtype == view.index.dtype == np.int32
             assert view.boxes.shape == (2, 5, 4)
             assert view.valid.dtype == bool
-            for image, size in zip(view.image, view.size, strict=True):
+            for image, shown, size in zip(
+                view.image, pixels.unpack(view.shown), view.size, strict=True
+            ):
                 assert (size <= view.image.shape[1:3]).all()
-                assert not image[size[0] :].any()
-                assert not image[:, size[1] :].any()
+                for padded in (image, shown):
+                    assert not padded[size[0] :].any()
+                    assert not padded[:, size[1] :].any()
         for i, row in enumerate(batch.weak.index):
             assert batch.weak.valid[i].sum() == len(dataset.boxes[row])
             matrix = batch.weak.matrix[i]

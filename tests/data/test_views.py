@@ -8,6 +8,8 @@ from mixtrain_jax.data.input.single import single_view
 from mixtrain_jax.data.views import color, geometry, parameters, render
 from mixtrain_jax.data.views.parameters import ViewParameters
 from mixtrain_jax.errors import UserError
+from mixtrain_jax.models import pixels
+from tests.mixtraining import small
 
 GOLDEN = np.load(pathlib.Path(__file__).parents[1] / "golden" / "pipeline.npz")
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
@@ -15,8 +17,12 @@ MEAN, STD = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375
 
 
 def _render(image, sampled, bucket, config):
+    """The view as a network sees it."""
     sampled = ViewParameters(*map(tf.constant, sampled))
-    return render.render(tf.constant(image), sampled, *bucket, config.data).numpy()
+    image, shown = render.render(tf.constant(image), sampled, *bucket, config.data)
+    assert image.dtype == shown.dtype == np.uint8
+    view = small.view(0, 1).replace(image=image.numpy(), shown=shown.numpy())
+    return np.asarray(pixels.normalise(view, config.data.mean, config.data.std).image)
 
 
 def _plain(size, new_size, matrix=None, op=0, level=1, holes=((0, 0, 0, 0),)):

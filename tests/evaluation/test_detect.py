@@ -22,7 +22,7 @@ def detector():
     golden.model_config(config.model)
     config.data.val.scale = (333, 200)
     params = parallel.replicate(golden.params(detect.parameter_shapes(config.model)))
-    return config, detect.predictor(config.model, config.eval.dtype), params
+    return config, detect.predictor(config.model, config.data, config.eval.dtype), params
 
 
 def share_within(theirs, found, distance, margin):
@@ -61,7 +61,7 @@ def test_products_of_float32_are_not_rounded(monkeypatch, dtype, exact):
     """What the compiler is told; by default GPUs use TF32 and TPUs bfloat16 for float32."""
     config = small.config()
     monkeypatch.setattr(parallel, "map_predict", lambda predict: predict)
-    predict = detect.predictor(config.model, dtype)
+    predict = detect.predictor(config.model, config.data, dtype)
     shapes = detect.parameter_shapes(config.model)
     views = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), small.view(0, 1)

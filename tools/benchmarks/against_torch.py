@@ -55,7 +55,7 @@ def _training(batch: int, budget: float) -> measure.Row:
         [p for p in model.parameters() if p.requires_grad], lr=1e-3, momentum=0.9
     )
     seen = models.view(size, batch, slots=10, seed=0)
-    images = list(torch.from_numpy(seen.image).permute(0, 3, 1, 2).sigmoid().to(_DEVICE))
+    images = list(torch.from_numpy(seen.image).permute(0, 3, 1, 2).div(255).to(_DEVICE))
     targets = [
         {
             "boxes": torch.from_numpy(boxes).to(_DEVICE),

@@ -9,7 +9,7 @@ import numpy as np
 
 from mixtrain_jax.config import load as configs
 from mixtrain_jax.config.resolve import resolve
-from mixtrain_jax.models import detector
+from mixtrain_jax.models import detector, pixels
 from mixtrain_jax.runtime import parallel
 from mixtrain_jax.training.optimizer import make_optimizer
 from mixtrain_jax.training.update import create_state, make_step
@@ -141,6 +141,7 @@ def _forward(model, config, kind: str, size: tuple[int, int], batch: int):
     """A call of the network alone or of the whole detector, and its GFLOP."""
     params = detector.init(model, 0)
     seen = view(size, batch, config.data.max_boxes, seed=0)
+    seen = pixels.normalise(seen, config.data.mean, config.data.std)
 
     def forward(params, image, size):
         bound = detector.bind(model, params)
@@ -183,7 +184,8 @@ def view(size: tuple[int, int], batch: int, slots: int, seed: int) -> View:
     corner = rng.uniform(0, 0.8, (batch, slots, 2)) * [width, height]
     end = np.minimum(corner + rng.uniform(16, 0.5 * min(size), corner.shape), [width, height])
     fields: dict[str, Any] = dict(
-        image=rng.normal(size=(batch, height, width, 3)).astype(np.float32),
+        image=rng.integers(256, size=(batch, height, width, 3), dtype=np.uint8),
+        shown=np.full((batch, height, width // 8), 255, np.uint8),
         size=np.tile(np.array(size, np.int32), (batch, 1)),
         matrix=np.tile(np.eye(3, dtype=np.float32), (batch, 1, 1)),
         boxes=np.concatenate([corner, end], axis=-1).astype(np.float32),

@@ -37,7 +37,8 @@ class Judge:
         asked = ConfigDict(asked)
         asked.model.roi_head.score_threshold = LOWEST
         self._config = resolve(asked, val=self._sets["val"], devices=parallel.device_count())
-        self._predict = detect.predictor(self._config.model, self._config.eval.dtype)
+        asked = self._config
+        self._predict = detect.predictor(asked.model, asked.data, asked.eval.dtype)
 
     def score(self, workdir: pathlib.Path, which: str, step: int) -> dict[str, Any]:
         """Returns the figures of one set of weights; thresholds are chosen on held-out labels."""

@@ -291,9 +291,11 @@ class _Pipelines:
         made = []
         for places in np.split(np.arange(2, len(flat)), views_each):
             *sampled, boxes, labels, valid = (flat[place] for place in places)
+            pixels, shown = self._render(image, ViewParameters(*sampled), height, width)
             made.append(
                 {
-                    "image": self._render(image, ViewParameters(*sampled), height, width),
+                    "image": pixels,
+                    "shown": shown,
                     "size": sampled[0],
                     "matrix": sampled[1],
                     "boxes": boxes,

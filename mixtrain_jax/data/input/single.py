@@ -29,8 +29,10 @@ def single_view(image: np.ndarray, data: Any) -> View:
         raise buckets.too_small(sampled.size, "val")
     height, width = sizes[int(bucket)]
     tensors = ViewParameters(*map(tf.constant, sampled))
+    pixels, shown = render.render(tf.constant(image), tensors, height, width, data)
     fields: dict[str, Any] = dict(
-        image=render.render(tf.constant(image), tensors, height, width, data).numpy(),
+        image=pixels.numpy(),
+        shown=shown.numpy(),
         size=sampled.size,
         matrix=sampled.matrix,
         index=np.zeros([], np.int32),

@@ -9,19 +9,19 @@ from mixtrain_jax.data.views.parameters import ViewParameters
 
 def render(
     image: tf.Tensor, parameters: ViewParameters, height: tf.Tensor, width: tf.Tensor, config: Any
-) -> tf.Tensor:
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Makes the pixels of a view.
 
     Args:
       image: [h, w, 3] uint8 RGB, the image.
       parameters: ViewParameters of tensors.
       height: [] int32, to pad to.
-      width: [] int32, to pad to.
+      width: [] int32, to pad to, a multiple of 8.
       config: `config.data`.
 
     Returns:
-      [height, width, 3] float32, normalised, its values from whole grey levels; 0 outside the
-      image, in holes and in the padding.
+      [height, width, 3] uint8 in the order of `config.channels`, 0 in the padding and of no meaning
+      in holes or outside the image; and [height, width / 8] uint8, View's `shown`.
     """
     image = color.apply(
         image,
@@ -34,18 +34,18 @@ def render(
         image = tf.reverse(image, [2])
     pixels, seen = geometry.warp(image, parameters.matrix, parameters.size)
     h, w = parameters.size[0], parameters.size[1]
-    # rows of w * 3 numbers, because broadcasting over a last axis of 3 is slow
-    mean = tf.tile(tf.constant(config.mean, tf.float32), [w])
-    std = tf.tile(tf.constant(config.std, tf.float32), [w])
-    pixels = (tf.round(tf.reshape(pixels, [h, w * 3])) - mean) / std
     y1, x1, y2, x2 = tf.unstack(parameters.holes[..., None], axis=1)
     rows = tf.cast((tf.range(h) >= y1) & (tf.range(h) < y2), tf.float32)
     columns = tf.cast((tf.range(w) >= x1) & (tf.range(w) < x2), tf.float32)
     seen &= tf.matmul(rows, columns, transpose_a=True) == 0
-    pixels = tf.cond(
-        tf.reduce_all(seen),
-        lambda: pixels,
-        lambda: tf.where(tf.repeat(seen, 3, axis=1), pixels, 0.0),
-    )
-    padded = tf.pad(pixels, [[0, height - h], [0, (width - w) * 3]])
-    return tf.reshape(padded, [height, width, 3])
+    pixels = tf.reshape(tf.cast(tf.round(pixels), tf.uint8), [h, w * 3])
+    pixels = tf.pad(pixels, [[0, height - h], [0, (width - w) * 3]])
+    seen = tf.pad(seen, [[0, height - h], [0, width - w]])
+    return tf.reshape(pixels, [height, width, 3]), _packed(seen, height, width)
+
+
+def _packed(bits: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+    """The bytes [height, width / 8] uint8 of [height, width] bool, the leftmost bit highest."""
+    eights = tf.reshape(tf.cast(bits, tf.float32), [-1, 8])
+    powers = tf.constant([[2.0**bit] for bit in range(7, -1, -1)])
+    return tf.reshape(tf.cast(tf.matmul(eights, powers), tf.uint8), [height, width // 8])

@@ -1,0 +1,51 @@
+"""Pixels on their way to a network: bytes, and a bit for each that says whether the image is there.
+
+So a view takes a quarter of the memory that normalised float32 takes, and a quarter of the time to
+reach a device. The device normalises; what shows no image (padding, holes, what a warp brought in
+from outside) is exactly 0 after that, which no byte can say.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mixtrain_jax.types import View
+
+
+def normalise(views: Any, mean: Sequence[float], std: Sequence[float]) -> Any:
+    """Normalises the images of a View, or of all in a Batch, on the device.
+
+    Args:
+      views: a View or Batch of uint8 images, with any leading axes. A View that holds normalised
+        images (its `shown` is None) stays as it is.
+      mean: grey levels of the three channels, in the order of `config.data.channels`.
+      std: likewise.
+
+    Returns:
+      The same, its images float32, (image - mean) / std where the image is shown and 0 elsewhere;
+      `shown` is None.
+    """
+
+    def of_view(view: View) -> View:
+        if view.shown is None:
+            return view
+        pixels = view.image.astype(jnp.float32) - jnp.array(mean, jnp.float32)
+        pixels = jnp.where(unpack(view.shown)[..., None], pixels / jnp.array(std, jnp.float32), 0)
+        fields: dict[str, Any] = {"image": pixels, "shown": None}
+        normalised: View = dataclasses.replace(view, **fields)
+        return normalised
+
+    return jax.tree.map(of_view, views, is_leaf=lambda part: isinstance(part, View))
+
+
+def unpack(shown: Any) -> Any:
+    """Returns the bits of bytes [..., W / 8] uint8 as [..., W] bool, each byte's highest first.
+
+    Of a numpy array it is one.
+    """
+    bits = shown[..., None] >> np.arange(7, -1, -1, dtype=np.uint8) & 1
+    return bits.reshape(*shown.shape[:-1], -1) == 1
