@@ -11,14 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mixtrain_jax.auditing import noise
-from mixtrain_jax.auditing.corrections import to_bbox
-from mixtrain_jax.auditing.labels import from_coco
 from mixtrain_jax.data.sources import headers, voc, yolo
 from mixtrain_jax.data.sources.annotations import Annotations
 from mixtrain_jax.data.sources.dataset import coco_format
 from mixtrain_jax.errors import UserError
 from tools import make_shapes
+from tools.plant_errors import plant
 
 CELLS = ("WBC", "RBC", "Platelets")
 
@@ -105,8 +103,8 @@ def shapes(
     Args:
       source: not used.
       output: folder for the images, which seeds share, and for the files.
-      kind: "una" or "oamil".
-      level: of the noise, see `noise.una` and `noise.box_noise`.
+      kind: of noise, see `plant_errors.KINDS`.
+      level: of the noise.
       seed: of the noise.
       train, held_out, val: numbers of images.
       size: their height and width in pixels.
@@ -130,8 +128,8 @@ def shapes(
         "clean": _of_images(truth, lambda place: place < train),
         "held_out": _of_images(truth, lambda place: place >= train),
     }
-    parts["noisy"] = planted(parts["clean"], kind, level, seed)
-    parts["held_out"] = planted(parts["held_out"], kind, level, seed)
+    parts["noisy"], _ = plant(parts["clean"], kind, level, seed)
+    parts["held_out"], _ = plant(parts["held_out"], kind, level, seed)
     for name, content in parts.items():
         (output / f"{name}.json").write_text(json.dumps(content))
     return Files(
@@ -142,32 +140,6 @@ def shapes(
         images=pictures / "train",
         val_images=pictures / "val",
     )
-
-
-def planted(truth: dict[str, Any], kind: str, level: float, seed: int) -> dict[str, Any]:
-    """Returns a COCO file's content with noise of a kind and level."""
-    table, _, categories = from_coco(truth, "the clean labels")
-    sizes = np.array([[image["height"], image["width"]] for image in truth["images"]], np.int32)
-    if kind == "una":
-        damaged = noise.una(table, sizes, len(categories), level, seed).labels
-    elif kind == "oamil":
-        damaged = noise.box_noise(table, sizes, level, seed).labels
-    else:
-        raise UserError(f"noise '{kind}': choose una or oamil")
-    entries = [
-        {
-            "id": number,
-            "image_id": truth["images"][image]["id"],
-            "category_id": categories[label],
-            "bbox": to_bbox(box),
-            "area": float(np.prod(box[2:] - box[:2])),
-            "iscrowd": 0,
-        }
-        for number, (image, box, label) in enumerate(
-            zip(damaged.image.tolist(), damaged.boxes, damaged.labels.tolist()), 1
-        )
-    ]
-    return truth | {"annotations": entries}
 
 
 def _of_images(truth: dict[str, Any], chosen: Any) -> dict[str, Any]:
