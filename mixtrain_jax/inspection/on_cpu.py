@@ -26,7 +26,7 @@ def choose(facts: Facts, machine: Machine, weights: Weights | None) -> plans.Pla
     pixels = buckets[0][0] * buckets[0][1]
     affordable = CPU_SECONDS * CPU_PIXELS_A_SECOND * machine.cores / pixels / batch
     steps = int(np.clip(affordable, *CPU_STEPS)) // 50 * 50
-    epochs = round(steps * batch / facts.images, 1)
+    epochs = plans.epochs(steps, batch, facts.images)
     rate = 1e-3 * math.sqrt(batch / 8)
     start = steps * 4 // 5
     low = short * 4 // 5
@@ -78,7 +78,7 @@ def choose(facts: Facts, machine: Machine, weights: Weights | None) -> plans.Pla
             plans.Line(
                 "epochs",
                 epochs,
-                f"{round(epochs * facts.images / batch)} steps: about "
+                f"{steps} steps: about "
                 f"{steps * batch * pixels / CPU_PIXELS_A_SECOND / machine.cores / 60:.0f} minutes "
                 f"on {machine.cores} idle cores, and compiling",
             ),

@@ -116,6 +116,13 @@ def mixing(start: int, reason: str, short_run: bool) -> list[Line]:
     return lines
 
 
+def epochs(steps: int, batch: int, images: int) -> float:
+    """So many steps of a batch in epochs, with as few decimals as give just these steps again."""
+    exact = steps * batch / images
+    shorter = (round(exact, decimals) for decimals in range(1, 9))
+    return next((e for e in shorter if round(e * images / batch) == steps), exact)
+
+
 def on_the_way(
     facts: Facts, steps: int, times: int, batch: int, log: int | None = None
 ) -> list[Line]:

@@ -67,7 +67,8 @@ def test_a_small_detector_for_a_cpu(tmp_path):
     assert config.data.train.buckets == config.data.val.buckets == ((160, 224),)
     assert config.data.train.scale == (224, 128, 160)
     assert config.batch_size == 8
-    steps = config.epochs * 240 / 8
+    steps = round(config.epochs * 240 / 8)
+    assert steps % 50 == 0
     assert 550 <= steps <= 650
     assert config.mixtraining.start_step == pytest.approx(0.8 * steps, abs=50)
     assert config.data.max_boxes == 30
