@@ -3,6 +3,7 @@
 Needs the right to make user namespaces, and `ip`.
 """
 
+import os
 import subprocess
 
 _SETUP = """
@@ -24,7 +25,7 @@ mount --bind /run/hosts /etc/hosts
 echo ready
 exec cat
 """
-_AS = 'hostname "$1"; shift; exec "$@"'
+_AS = 'hostname "$1"; cd "$2"; shift 2; exec "$@"'  # entering the namespaces led to /
 
 
 class Machines:
@@ -57,7 +58,7 @@ class Machines:
         self._inside = inside
         self.prefixes = [
             [*inside, "nsenter", f"--net=/run/netns/vm-{number}", "unshare", "--uts",
-             "sh", "-c", _AS, "sh", f"vm-{number}"]
+             "sh", "-c", _AS, "sh", f"vm-{number}", os.getcwd()]
             for number in range(1, count + 1)
         ]  # fmt: skip
 

@@ -93,7 +93,7 @@ set -e
 mount -t tmpfs none /run
 mkdir -p /run/secrets/kubernetes.io/serviceaccount
 echo default > /run/secrets/kubernetes.io/serviceaccount/namespace
-printf '127.0.0.1 localhost run-hosts-0-0.run\\n' > /run/hosts
+printf '127.0.0.1 localhost run-hosts-0-0.run %s\\n' "$(hostname)" > /run/hosts
 mount --bind /run/hosts /etc/hosts
 exec "$@"
 """

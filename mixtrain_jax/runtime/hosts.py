@@ -25,6 +25,7 @@ SILENT = 40.0  # seconds without a word after which a process is taken for gone
 _SHORT = 0.002  # seconds until the others are asked again
 _ROOT = "mixtrain_jax"
 FINISHED = "finished"  # what a process does that is silent from now on
+FOR_OTHERS = "waiting for the images of other hosts"
 Item = TypeVar("Item")
 _counts: dict[str, int] = {}
 _last_line = threading.RLock()  # whoever ends this process holds it, so that one line says why
@@ -89,7 +90,7 @@ def together(items: Iterator[Item]) -> Iterator[Item]:
             least = min(ready.get(process, 0) for process in range(count()))
             if least < number:
                 if pause == _SHORT:
-                    at(doing="waiting for the images of other hosts")
+                    waits(FOR_OTHERS)
                 time.sleep(pause)
                 pause = min(2 * pause, BEAT / 8)
         yield item
@@ -198,8 +199,10 @@ class Judge:
 
     def _stalled(self) -> LostPeer:
         """All wait: those that have come least far are the ones that are waited for."""
-        least = min(word.moved for word, _, _ in self._last.values())
-        late = {n: word for n, (word, _, _) in self._last.items() if word.moved == least}
+        words = {n: word for n, (word, _, _) in self._last.items()}
+        least = min(word.moved for word in words.values())
+        late = {n: word for n, word in words.items() if word.moved == least}
+        late = {n: word for n, word in late.items() if word.doing != FOR_OTHERS} or late
         if len(late) == len(self._last) > 1:
             word = late[min(late)]
             who = f"all hosts are stuck, {word.doing} at step {word.step},"
@@ -256,6 +259,11 @@ class Watch:
                 self._word, moved=self._word.moved + 1, step=step, doing=doing
             )
 
+    def waits(self, doing: str) -> None:
+        """Says what this process waits for where it is, which is no going on."""
+        with self._lock:
+            self._word = dataclasses.replace(self._word, doing=doing)
+
     def allow(self, minutes: float) -> None:
         """Sets how long a process may do the same thing; 0: for ever."""
         self._judge.patience = 60 * minutes
@@ -302,6 +310,12 @@ def at(step: int | None = None, doing: str = "training") -> None:
     """Says that this process goes on, where there is a watch; see `Watch.at`."""
     if watch is not None:
         watch.at(step, doing)
+
+
+def waits(doing: str) -> None:
+    """Says what this process waits for, where there is a watch; see `Watch.waits`."""
+    if watch is not None:
+        watch.waits(doing)
 
 
 def allow(minutes: float) -> None:

@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -147,9 +147,12 @@ class Monitor:
             self._write(self._page)
 
     def flush(self) -> None:
-        """Has all lines so far uploaded, where files cannot be appended to; returns at once."""
-        if self._active:
-            self._write(self._jsonl.close)
+        """Returns when all lines so far are where a killed process leaves them.
+
+        That takes an upload where files cannot be appended to; elsewhere nothing is waited for.
+        """
+        if self._active and not storage.is_local(self._workdir):
+            self._write(self._jsonl.close).result()
 
     def close(self) -> None:
         """Returns when everything is written."""
@@ -186,14 +189,14 @@ class Monitor:
         except OSError as error:  # standard output may be a file on a full disk
             self._warn(error)
 
-    def _write(self, what: Callable[[], None]) -> None:
+    def _write(self, what: Callable[[], None]) -> Future[None]:
         def guarded() -> None:
             try:
                 what()
             except Exception as error:
                 self._warn(error)
 
-        self._writer.submit(guarded)
+        return self._writer.submit(guarded)
 
     def _warn(self, error: Exception) -> None:
         if not self._failed:

@@ -64,6 +64,26 @@ def test_one_that_waits_for_images_while_the_others_wait_for_it_is_stuck():
     assert "config.stall_minutes" in told
 
 
+def test_one_that_waits_for_the_images_of_others_is_not_the_one_that_is_stuck():
+    run = Run(patience=60.0)
+    run.go(5)
+    run.go(1, step=6, doing="waiting for images")
+    for number in (0, 2):
+        run.words[number] = dataclasses.replace(run.words[number], doing=hosts.FOR_OTHERS)
+    verdict = run.go(MINUTE + 2, moving=())
+    assert verdict.code == STALLED
+    assert str(verdict).startswith("host 1 (vm-1) is stuck, waiting for images at step 6, for 1 ")
+
+
+def test_what_a_process_waits_for_is_no_going_on():
+    watch = hosts.Watch()
+    watch.at(7, "waiting for images")
+    before = watch._word
+    assert before.moved == 1
+    watch.waits(hosts.FOR_OTHERS)
+    assert watch._word == dataclasses.replace(before, doing=hosts.FOR_OTHERS)
+
+
 def test_all_stuck_together_says_so():
     run = Run(patience=60.0)
     run.go(3, doing="computing")
