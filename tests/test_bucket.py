@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from mixtrain_jax.evaluation.detect import read_weights
 from mixtrain_jax.evaluation.evaluate import evaluate
 from mixtrain_jax.evaluation.predict import predict
 from mixtrain_jax.models import detector
@@ -71,7 +72,7 @@ def test_a_run_in_a_bucket_killed_and_resumed_is_the_local_one(shapes, local, bu
     assert [name for name in names if "tfevents" in name] and "lock" not in names
 
     config = tiny.get_config(folder, **CHANGES)
-    evaluate(config, str(workdir), "student", workdir / "detections.json")
+    evaluate(config, read_weights(str(workdir), "student"), workdir / "detections.json")
     assert json.loads(bucket.content("runs/one/metrics.json"))["AP"] >= 0
     image = next(name for name in bucket.names("shapes/val") if name.endswith(".jpg"))
     images = [f"gs://bucket/{image}"]

@@ -174,11 +174,11 @@ def test_a_slow_reader_is_waited_for(shapes, tmp_path):
 @pytest.mark.slow
 def test_a_link_that_is_cut_ends_the_machines_on_both_sides(shapes, tmp_path):
     """Three machines with addresses of their own; one loses its link, and no packet says so."""
+    changes = CHANGES | {"batch_size": 6, "eval__batch_size": 3}
     with Machines(3) as machines:
         run = harness.Command(
-            "train", shapes, tmp_path / "run", processes=3, machines=machines,
-            **CHANGES | {"batch_size": 6},
-        )  # fmt: skip
+            "train", shapes, tmp_path / "run", processes=3, machines=machines, **changes
+        )
         run.wait_for("\nstep    3/")
         machines.cut(2)
         codes = run.codes(seconds=2 * LONGEST)
@@ -187,7 +187,7 @@ def test_a_link_that_is_cut_ends_the_machines_on_both_sides(shapes, tmp_path):
     assert "error: host 2 (vm-3) has said nothing for 40 s, its last step is " in line
     assert_newest_is_whole(tmp_path / "run")
     steps = harness.steps_on_disk(tmp_path / "run")[-1] + 2
-    changes = CHANGES | {"batch_size": 6, "steps": steps}
+    changes |= {"steps": steps}
     with Machines(3) as machines:  # of the same names, so they know that the run before is dead
         again = harness.Command(
             "train", shapes, tmp_path / "run", processes=3, machines=machines, **changes
