@@ -3,11 +3,13 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from mixtrain_jax.errors import BAD_INPUT, LOST, STOPPED, UserError
+from mixtrain_jax.errors import BAD_INPUT, LOST, RESTARTABLE, STOPPED, UserError
 from mixtrain_jax.evaluation.detect import read_weights
 from mixtrain_jax.evaluation.evaluate import evaluate
 from mixtrain_jax.runtime import checkpoint, orbax_files, parallel
@@ -123,6 +125,17 @@ def test_what_the_first_process_refuses_ends_all(shapes, tmp_path):
 def test_flags_that_do_not_fit_are_one_line(given, message):
     with pytest.raises(UserError, match=message):
         parallel.start(*given)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_process_whose_other_never_comes_ends_so_that_both_are_started_again(number):
+    """The other may have been killed while it started. JAX itself gives up, by an abort."""
+    program = (
+        "from mixtrain_jax.runtime import parallel; parallel.JOINING = 3\n"
+        f"parallel.start('localhost:{harness.free_port()}', 2, {number})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], stderr=subprocess.DEVNULL, check=False)
+    assert done.returncode == -signal.SIGABRT and 128 + signal.SIGABRT in RESTARTABLE
 
 
 def test_a_lone_machine_starts_alone(monkeypatch, capsys):
