@@ -29,7 +29,7 @@ from mixtrain_jax import cli, process
 from mixtrain_jax.data.input import buckets
 from mixtrain_jax.errors import UserError
 from mixtrain_jax.evaluation import detect, predict
-from mixtrain_jax.models import detector
+from mixtrain_jax.models import detector, pixels
 from mixtrain_jax.runtime import storage
 from mixtrain_jax.types import Array
 
@@ -150,14 +150,12 @@ def _detect(
       and valid [K] bool, best first.
     """
     params = jax.tree.unflatten(structure, leaves)
-    pixels = image.astype(jnp.float32)
     if data.channels == "bgr":
-        pixels = pixels[..., ::-1]
-    pixels = (pixels - jnp.array(data.mean, jnp.float32)) / jnp.array(data.std, jnp.float32)
+        image = image[..., ::-1]
     rows, columns = (jnp.arange(side) for side in image.shape[:2])
     inside = (rows < size[0])[:, None] & (columns < size[1])
-    pixels = jnp.where(inside[..., None], pixels, 0)
-    found, _ = detect.in_original(network, params, pixels[None], size[None], scale[None])
+    seen = pixels.normalised_image(image, inside, data.mean, data.std)
+    found, _ = detect.in_original(network, params, seen[None], size[None], scale[None])
     return found.boxes[0], found.scores[0], found.labels[0], found.valid[0]
 
 

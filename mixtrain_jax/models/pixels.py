@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixtrain_jax.types import View
+from mixtrain_jax.types import Array, View
 
 
 def normalise(views: Any, mean: Sequence[float], std: Sequence[float]) -> Any:
@@ -33,13 +33,18 @@ def normalise(views: Any, mean: Sequence[float], std: Sequence[float]) -> Any:
     def of_view(view: View) -> View:
         if view.shown is None:
             return view
-        pixels = view.image.astype(jnp.float32) - jnp.array(mean, jnp.float32)
-        pixels = jnp.where(unpack(view.shown)[..., None], pixels / jnp.array(std, jnp.float32), 0)
-        fields: dict[str, Any] = {"image": pixels, "shown": None}
+        image = normalised_image(view.image, unpack(view.shown), mean, std)
+        fields: dict[str, Any] = {"image": image, "shown": None}
         normalised: View = dataclasses.replace(view, **fields)
         return normalised
 
     return jax.tree.map(of_view, views, is_leaf=lambda part: isinstance(part, View))
+
+
+def normalised_image(image: Any, shown: Any, mean: Sequence[float], std: Sequence[float]) -> Array:
+    """Returns [..., H, W, 3] float32 of uint8 pixels, 0 where `shown` [..., H, W] is False."""
+    pixels = image.astype(jnp.float32) - jnp.array(mean, jnp.float32)
+    return jnp.where(shown[..., None], pixels / jnp.array(std, jnp.float32), 0)
 
 
 def unpack(shown: Any) -> Any:
