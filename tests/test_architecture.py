@@ -144,3 +144,18 @@ def test_version_is_told(capsys):
     assert capsys.readouterr().out == f"mixtrain_jax {mixtrain_jax.__version__}\n"
     citation = pathlib.Path(load.ROOT / "CITATION.cff").read_text()
     assert f"version: {mixtrain_jax.__version__}\n" in citation
+
+
+@pytest.mark.parametrize(
+    "module", ["training.loop", "training.folds", "evaluation.predict", "inspection.report", "api"]
+)
+def test_nothing_but_pages_needs_what_pages_are_made_with(module):
+    """As after `pip install .`, where nothing else brings these packages."""
+    program = (
+        "import sys; sys.modules['jinja2'] = sys.modules['markupsafe'] = None\n"
+        f"import mixtrain_jax.{module}"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=load.ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -2,13 +2,15 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
 from mixtrain_jax.data.sources.dataset import Dataset
-from mixtrain_jax.pages.charts import Series
 from mixtrain_jax.runtime import storage
+
+if TYPE_CHECKING:  # it needs what jinja2 brings, and a run does not
+    from mixtrain_jax.pages.charts import Series
 
 NAME = "report.html"
 PICTURES = 4  # the newest
@@ -71,7 +73,7 @@ def _series(lines: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, 
     ]
 
 
-def _losses(lines: Sequence[Mapping[str, Any]]) -> Series:
+def _losses(lines: Sequence[Mapping[str, Any]]) -> "Series":
     """The whole loss, and its parts; accuracies are no losses."""
     names = dict.fromkeys(name for line in lines for name in line)
     parts = [
@@ -100,7 +102,7 @@ def _known(found: Mapping[str, float]) -> dict[str, float]:
     return {key: value for key, value in found.items() if value is not None and value >= 0}
 
 
-def _teacher(lines: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
+def _teacher(lines: Sequence[Mapping[str, Any]]) -> dict[str, "Series"]:
     mixed = [line for line in lines if "boxes/human" in line]
     if not mixed:
         return {}
