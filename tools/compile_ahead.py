@@ -146,7 +146,7 @@ def _buckets(config: Any, chosen: list[str] | None) -> list[buckets.Bucket]:
             found.append((int(match[1]), int(match[2])))
         return found
     sizes = np.repeat(np.array(list(COCO_LIKE)), list(COCO_LIKE.values()), axis=0)
-    chosen_buckets = buckets.for_training(sizes, config.data.train)
+    chosen_buckets = buckets.for_training(sizes, config.data.train, config.steps)
     return sorted(chosen_buckets, key=lambda bucket: -bucket[0] * bucket[1])
 
 

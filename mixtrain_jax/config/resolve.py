@@ -44,7 +44,9 @@ def resolve(
     result.model.num_classes = _classes(config, train or val, classes)
     if train is not None:
         result.update(_length(config, len(train)))
-        result.data.train.buckets = buckets.for_training(train.sizes, config.data.train)
+        result.data.train.buckets = buckets.for_training(
+            train.sizes, config.data.train, result.steps
+        )
         halves = 2 if config.mixtraining.enabled else 1
         check_batch_size("batch_size", config.batch_size, devices, halves * config.accumulate)
     if result.steps is not None:

@@ -112,6 +112,23 @@ def test_buckets_of_training_are_those_chosen_for_all_its_views(config):
     assert buckets.for_training(sizes, config.data.train) == expected
 
 
+def test_a_long_training_is_given_more_buckets_that_pad_less(config):
+    sizes = np.random.default_rng(5).integers(100, 500, (400, 2))
+    config.data.train.update(buckets=(), scale=(800, 200, 600))
+    views = buckets.Views(sizes, config.data.train)
+
+    def padded(chosen):
+        fits = views.fits(chosen)
+        area = np.array(chosen).prod(axis=1)
+        inside = fits[:, None] > np.arange(len(views.shorts))[:, None]
+        return np.where(inside, area, np.inf).min(axis=-1).sum()
+
+    short, long = (buckets.for_training(sizes, config.data.train, n) for n in (99_999, 100_000))
+    assert short == buckets.for_training(sizes, config.data.train)
+    assert len(short) == 8 and len(long) == 11
+    assert padded(long) < 0.98 * padded(short)
+
+
 def test_a_training_view_without_a_bucket_is_named(config):
     config.data.train.update(buckets=((64, 64),), scale=(200, 32, 70))
     with pytest.raises(UserError, match="height 65 and width 65 fits in none of config.data.train"):

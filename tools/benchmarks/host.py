@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from mixtrain_jax.config import load as configs
 from mixtrain_jax.data.input import buckets, plan
@@ -172,6 +173,15 @@ def run_padding(budget: float) -> list[measure.Row]:
             "buckets": _said(chosen),
         }
     ]
+    for case, steps in (("training", 0), ("long training", 100_000)):
+        config.data.train.buckets = ()
+        config.data.train.buckets = buckets.for_training(sizes, config.data.train, steps)
+        rows.append({"case": case, **_waste(dataset, config)})
+    return rows
+
+
+def _waste(dataset: Dataset, config: ConfigDict) -> measure.Row:
+    """The padding of the batches that training really makes."""
     stream = plan.Stream(dataset, config.seed, config.data.train)
     rng = np.random.default_rng(0)
     padded = seen = 0
@@ -183,17 +193,10 @@ def run_padding(budget: float) -> list[measure.Row]:
             for place in places:
                 row = stream.row(int(place))
                 shorts = rng.choice(stream.shorts_for(row, bucket), views)
-                seen += geometry.resized(sizes[row][None], stream.long, shorts).prod(1).sum()
+                size = dataset.sizes[row]
+                seen += geometry.resized(size[None], stream.long, shorts).prod(1).sum()
                 padded += views * step.bucket[0] * step.bucket[1]
-    rows.append(
-        {
-            "case": "training",
-            "waste": padded / seen,
-            "shapes": len(used),
-            "buckets": _said(stream.buckets),
-        }
-    )
-    return rows
+    return {"waste": padded / seen, "shapes": len(used), "buckets": _said(stream.buckets)}
 
 
 def _said(chosen: Sequence[tuple[int, int]]) -> str:
