@@ -20,7 +20,7 @@ from jax import Array
 
 from mixtrain_jax.ops.rois import FINEST, Rois, cells_of_bins, weights
 
-_AT_ONCE = 10  # cells of a bin that one kernel adds up; with more it takes long to compile
+_AT_ONCE = 20  # cells of a bin that one kernel adds up; with more it takes long to compile
 
 
 class _Plan(NamedTuple):
