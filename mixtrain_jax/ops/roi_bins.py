@@ -68,9 +68,8 @@ def most_cells(output: int, shapes: Sequence[tuple[int, ...]], strides: Sequence
         if number < len(shapes) - 1:
             # Of a RoI on this level, with a margin for the rounding of float32.
             area = min(area, 1.01 * (2 * FINEST * 2**number / stride / output) ** 2)
-        across = np.arange(
-            0, width / output, 0.125
-        )  # a side of the bin; it is longer, up to the next
+        # One side of the bin: it is longer than this, at most as long as the next.
+        across = np.arange(0, width / output, 0.125)
         down = np.minimum(area / np.maximum(across, 1e-6), height / output)
         across = np.minimum(across + 0.125, width / output)
         cells = np.minimum(_cells(across), width) * np.minimum(_cells(down), height)
@@ -125,8 +124,8 @@ def _bins(rois: Rois, plan: _Plan) -> tuple[Array, Array]:
     """The cells that each bin touches, row after row.
 
     Returns:
-      Rows [T, R, output, output] int32 of the flat atlas, T a multiple of `_AT_ONCE`; the first
-      cell again where there are no more. The share float32 of each in the bin, 0 there.
+      Rows [T, R, output, output] int32 of the flat atlas, T a multiple of `_AT_ONCE`; the image's
+      first cell where there are no more. The share float32 of each in the bin, 0 there.
     """
     first, touched = cells_of_bins(rois, plan.output)
     rows, columns = touched[:, 0, :, None], touched[:, 1, None, :]
@@ -145,7 +144,9 @@ def _bins(rois: Rois, plan: _Plan) -> tuple[Array, Array]:
 
     height, width = plan.shape[1:3]
     image, origin = rois.image[:, None, None], rois.origin[:, :, None, None]
-    index = (image * height + origin[:, 0] + row) * width + origin[:, 1] + column
+    start = image * height * width
+    index = start + (origin[:, 0] + row) * width + origin[:, 1] + column
+    index = jnp.where(there, index, start)
     # Not found anew for each channel.
     found: tuple[Array, Array] = jax.lax.optimization_barrier((index, share))
     return found

@@ -230,6 +230,17 @@ def test_padded_rois_are_inert_zero_and_finite(tiles, way):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+def test_filler_images_have_no_cells(tiles):
+    """Their size is 0; nothing is read where nothing is, and the other image's RoIs stay."""
+    rng = np.random.default_rng(17)
+    pyramid, boxes = random_pyramid(rng), random_rois(rng, 16, "default")
+    alone = tiles(pyramid, boxes, SIZES)
+    boxes[0] = 0
+    beside = tiles(pyramid, boxes, SIZES * np.array([[0], [1]], np.int32))
+    assert (beside[0] == 0).all()
+    np.testing.assert_allclose(beside[1], alone[1], atol=1e-6)
+
+
 def test_only_empty_rois(tiles):
     pyramid = random_pyramid(np.random.default_rng(13))
     value, pull = jax.vjp(lambda p: tiles(p, jnp.zeros((2, 8, 4)), SIZES), pyramid)
