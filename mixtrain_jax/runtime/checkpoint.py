@@ -23,6 +23,7 @@ from mixtrain_jax.errors import UserError
 from mixtrain_jax.runtime import hosts, same_model, storage
 from mixtrain_jax.runtime.orbax_files import (
     Flat,
+    cleared,
     composite,
     explained,
     finished_steps,
@@ -58,12 +59,11 @@ class Checkpoints:
         self.directory = storage.absolute(workdir) / "checkpoints"
         self.keep = keep
         self.proven = 0
-        options = ocp.CheckpointManagerOptions(
-            cleanup_tmp_directories=True, preservation_policy=self
-        )
+        options = ocp.CheckpointManagerOptions(preservation_policy=self)
         with explained(self.directory):
             storage.make_directory(self.directory)
-            self._manager = ocp.CheckpointManager(self.directory, options=options)
+            with hosts.on_first(cleared(self.directory)):
+                self._manager = ocp.CheckpointManager(self.directory, options=options)
         scores = hosts.from_first("scores", _read_scores(self.directory))
         self._scores = {int(step): ap for step, ap in scores.items()}
 

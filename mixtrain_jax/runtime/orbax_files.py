@@ -20,6 +20,8 @@ from flax import traverse_util
 from mixtrain_jax.errors import UserError
 from mixtrain_jax.runtime import hosts, storage
 
+_TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a folder that orbax has not finished
+
 Flat = dict[str, Any]  # arrays, or things with a shape and a dtype, by "student/backbone/..."
 
 NOT_WRITABLE = (
@@ -91,6 +93,21 @@ def finished_steps(directory: epath.Path) -> list[int]:
         )
 
     return sorted(int(name) for name in storage.names(directory) if finished(name))
+
+
+@contextlib.contextmanager
+def cleared(directory: epath.Path) -> Iterator[None]:
+    """First deletes the checkpoints that killed saves left unfinished.
+
+    Orbax does so too, but beside the first look at what there is, and in an object store a folder
+    is gone with its last file: whoever was listing it, on this host or another, then failed.
+    """
+    finished = finished_steps(directory)
+    for name in storage.names(directory):
+        path = directory / name
+        if _TEMPORARY in name or (name.isdecimal() and int(name) not in finished):
+            storage.delete_directory(path)
+    yield
 
 
 def read(path: epath.Path, parts: tuple[str, ...]) -> tuple[Flat, dict[str, Any]]:

@@ -146,6 +146,12 @@ def delete(path: epath.PathLike) -> None:
         attempt("delete", path, epath.Path(path).unlink)
 
 
+def delete_directory(path: epath.PathLike) -> None:
+    """Deletes a folder and what is in it, if there is one; raises StorageError if it cannot."""
+    with contextlib.suppress(FileNotFoundError):
+        attempt("delete", path, epath.Path(path).rmtree)
+
+
 def attempt(verb: str, path: epath.PathLike, what: Callable[[], T]) -> T:
     """Calls a function that works on a path, again and again while its errors are passing ones.
 

@@ -107,3 +107,15 @@ def test_what_was_proven_is_still_known_after_a_restart(tmp_path):
     again.close()
     assert told.endswith("the newest good checkpoint is 1")
     assert storage.names(tmp_path / "checkpoints") == ["1", "suspect-2", "suspect-3"]
+
+
+def test_what_killed_saves_left_is_gone_before_anybody_looks_at_the_folder(bucket):
+    """In a bucket a folder ends with its last file, and whoever is listing it then fails."""
+    workdir = storage.absolute("gs://bucket/killed")
+    local.save_steps(workdir, 2)
+    (workdir / "checkpoints" / "2" / "commit_success.txt").unlink()
+    bucket.faults.append(Fault("slow", "DELETE", seconds=0.5, times=1000))
+    with checkpoint.Checkpoints(workdir) as checkpoints:
+        assert bucket.names("killed/checkpoints/") == []
+        assert checkpoints.newest_step() is None
+    assert bucket.faults[0].met > 1
