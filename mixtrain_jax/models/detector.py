@@ -6,6 +6,7 @@ What the method needs are separate calls on shared features: `features`, `propos
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -143,7 +144,11 @@ def build(config: Any, dtype: Any = None) -> Detector:
 
 def init(model: Detector, seed: int, side: int = 64) -> Params:
     """Returns fresh parameters, a pure function of the seed, as float32 arrays."""
+    return _init(jax.random.key(seed), model, side)
+
+
+@partial(jax.jit, static_argnames=("model", "side"))  # traced once in a process
+def _init(key: Array, model: Detector, side: int) -> Params:
     image = jnp.zeros((1, side, side, 3))
-    size = jnp.full((1, 2), side, jnp.int32)
-    key = jax.random.key(seed)
-    return jax.jit(lambda k: model.init(k, image, size))(key)["params"]
+    params: Params = model.init(key, image, jnp.full((1, 2), side, jnp.int32))["params"]
+    return params

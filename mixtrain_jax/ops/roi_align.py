@@ -42,7 +42,7 @@ def roi_align(
       [B, N, output, output, C] in the dtype of the pyramid; sums are float32.
     """
     atlas, origins = rois.pack(pyramid)
-    shapes = [level.shape[1:3] for level in pyramid]
+    shapes = tuple(level.shape[1:3] for level in pyramid)
     found = rois.locate(jax.lax.stop_gradient(boxes), size, origins, shapes, strides)
     ways = _ways(output, shapes, strides)
     pooled: Array = jax.lax.platform_dependent(atlas, found, **ways)
@@ -56,5 +56,5 @@ def _ways(
     return {
         "cpu": partial(roi_tiles.pool, output=output, size=_ON_CPU),
         "tpu": partial(roi_tiles.pool, output=output, size=_ON_TPU),
-        "default": partial(roi_bins.pool, output=output, shapes=shapes, strides=strides),
+        "default": partial(roi_bins.pool, output=output, shapes=shapes, strides=tuple(strides)),
     }

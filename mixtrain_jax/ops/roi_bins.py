@@ -39,6 +39,9 @@ class _Plan(NamedTuple):
     dtype: Any
 
 
+@partial(
+    jax.jit, static_argnames=("output", "shapes", "strides")
+)  # traced once for the same shapes
 def pool(
     atlas: Array,
     rois: Rois,

@@ -48,6 +48,7 @@ class _Plan(NamedTuple):
     dtype: Any
 
 
+@partial(jax.jit, static_argnames=("output", "size"))  # traced once for all alike
 def pool(atlas: Array, rois: Rois, *, output: int, size: Size) -> Array:
     """Pools R RoIs from the atlas [B, H, W, C] to [R, output, output, C].
 
