@@ -24,6 +24,8 @@ BEAT = 2.0  # seconds between two words of a process
 SILENT = 40.0  # seconds without a word after which a process is taken for gone
 _SHORT = 0.002  # seconds until the others are asked again
 _ROOT = "mixtrain_jax"
+# In errors of JAX and orbax, which have no class of their own.
+_SIGNS_OF_LOSS = ("Gloo", "NCCL", "oordination service", "Barrier")
 FINISHED = "finished"  # what a process does that is silent from now on
 FOR_OTHERS = "waiting for the images of other hosts"
 Item = TypeVar("Item")
@@ -45,6 +47,11 @@ def index() -> int:
 def count() -> int:
     """How many processes the run has."""
     return int(_state().num_processes) if _state().client is not None else 1
+
+
+def tells_of_loss(error: BaseException) -> bool:
+    """Whether an error says that another process of this run, not a server, does not answer."""
+    return count() > 1 and any(sign in str(error) for sign in _SIGNS_OF_LOSS)
 
 
 def from_first(name: str, value: Any) -> Any:

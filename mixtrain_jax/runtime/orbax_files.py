@@ -196,6 +196,8 @@ def explained(path: epath.Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        if hosts.tells_of_loss(error):  # the arrays to be saved are of a step that failed
+            raise
         # tensorstore has no classes for it, only words
         told = next((words for words in NOT_WRITABLE if words in str(error)), None)
         if told is None and not isinstance(error, OSError) and not storage.passes(error):

@@ -29,7 +29,7 @@ from mixtrain_jax.runtime import hosts, launchers
 AXIS = "batch"
 JOINING = 300  # seconds to wait for the other processes at the start
 SILENCE = 60  # seconds after which a process that says nothing is taken for dead
-_SIGNS_OF_LOSS = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "oordination service")
+_SIGNS_OF_LOSS = ("UNAVAILABLE", "DEADLINE_EXCEEDED")  # besides those of `hosts.tells_of_loss`
 AHEAD = 2  # batches on the devices: the one to come, and the one after it
 
 
@@ -199,7 +199,7 @@ def abort_all_on_error() -> Iterator[None]:
             code, line = BAD_INPUT, str(error)
         elif isinstance(error, LostPeer):
             code, line = error.code, str(error)
-        elif any(sign in line for sign in _SIGNS_OF_LOSS):
+        elif hosts.tells_of_loss(error) or any(sign in line for sign in _SIGNS_OF_LOSS):
             code = LOST
             line = (
                 "another process of this run is gone; start all of them again to resume after the "

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from etils import epath
 
 from mixtrain_jax.errors import UserError
-from mixtrain_jax.runtime import checkpoint, orbax_files
+from mixtrain_jax.runtime import checkpoint, hosts, orbax_files, storage
 from mixtrain_jax.types import TrainState
 
 # Of other threads of orbax when one of them fails; commands do not print it (`quiet_orbax`).
@@ -266,6 +267,25 @@ def test_leftovers_of_killed_saves_are_cleared_and_never_read(tmp_path):
     assert checkpoint.load_weights(tmp_path)[1]["step"] == 1
     save_steps(tmp_path, 2)
     assert restore(tmp_path)[1] == 2
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "UNKNOWN: Gloo AllGather failed: Read error [127.0.0.1]:2735: Connection reset by peer",
+        "DEADLINE_EXCEEDED: Barrier timed out",
+        "UNAVAILABLE: the coordination service does not answer",
+    ],
+)
+def test_a_lost_process_is_not_taken_for_a_storage_that_fails(monkeypatch, lost):
+    """The arrays of a step that failed raise when they are saved; a loop restarts such a run."""
+    monkeypatch.setattr(hosts, "count", lambda: 2)
+    with pytest.raises(ValueError, match=lost[:10]), orbax_files.explained(epath.Path("run")):
+        raise ValueError(lost)
+    monkeypatch.setattr(hosts, "count", lambda: 1)
+    with pytest.raises(storage.StorageError, match="cannot write run: ValueError"):
+        with orbax_files.explained(epath.Path("run")):
+            raise ValueError(lost)
 
 
 def test_weights_alone(tmp_path):
