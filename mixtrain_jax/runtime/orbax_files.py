@@ -85,14 +85,15 @@ def newest(
 
 def finished_steps(directory: epath.Path) -> list[int]:
     """Steps of the finished checkpoints, ascending."""
+    return sorted(
+        int(name)
+        for name in storage.names(directory)
+        if name.isdecimal() and _is_finished(directory / name)
+    )
 
-    def finished(name: str) -> bool:
-        path = directory / name
-        return name.isdecimal() and storage.attempt(
-            "read", path, lambda: ocp.utils.is_checkpoint_finalized(path)
-        )
 
-    return sorted(int(name) for name in storage.names(directory) if finished(name))
+def _is_finished(path: epath.Path) -> bool:
+    return bool(storage.attempt("read", path, lambda: ocp.utils.is_checkpoint_finalized(path)))
 
 
 @contextlib.contextmanager
@@ -102,10 +103,9 @@ def cleared(directory: epath.Path) -> Iterator[None]:
     Orbax does so too, but beside the first look at what there is, and in an object store a folder
     is gone with its last file: whoever was listing it, on this host or another, then failed.
     """
-    finished = finished_steps(directory)
     for name in storage.names(directory):
         path = directory / name
-        if _TEMPORARY in name or (name.isdecimal() and int(name) not in finished):
+        if _TEMPORARY in name or (name.isdecimal() and not _is_finished(path)):
             storage.delete_directory(path)
     yield
 
