@@ -29,6 +29,8 @@ from tools.experiments.labels import Files
 from tools.experiments.suites import METHOD, SUITES, Arm, Suite
 
 TRAIN = "mixtrain_jax.train"
+AUDIT = "mixtrain_jax.audit"
+FOLDS = 2  # detectors that audit labels before they are repaired, each without half of the images
 IMAGES = 300  # that the teacher is judged on
 
 
@@ -53,23 +55,11 @@ class Experiment:
             return
         workdir = self.output / "runs" / f"{arm.name}-{seed}"
         flags = self.flags(arm, seed)
-        recipe = f"{self.suite.recipe}:{arm.words}" if arm.words else self.suite.recipe
+        recipe = self.suite.recipe_of(arm)
         self.begin(arm, seed, workdir)
         command = [f"--config={recipe}", *(f"--config.{k}={v}" for k, v in flags.items())]
         print(f"{arm.name}, seed {seed}: training in {workdir}", flush=True)
-        log = self.output / f"{arm.name}-{seed}.log"
-        ended = subprocess.run(
-            [sys.executable, "-m", TRAIN, *command, f"--workdir={workdir}"],
-            cwd=pathlib.Path(__file__).resolve().parents[1],
-            stdout=log.open("a"),
-            stderr=subprocess.STDOUT,
-            check=False,
-        )
-        if ended.returncode:
-            log = self.output / f"{arm.name}-{seed}.log"
-            raise UserError(
-                f"{arm.name}, seed {seed}: training ended with {ended.returncode}: {log}"
-            )
+        self._run(TRAIN, [*command, f"--workdir={workdir}"], f"{arm.name}-{seed}")
         asked = load.load(recipe, flags)
         result = {
             "arm": arm.name,
@@ -81,6 +71,18 @@ class Experiment:
         path.parent.mkdir(parents=True, exist_ok=True)
         storage.write_json(storage.absolute(str(path)), result, indent=1)
         print(tables.line(result), flush=True)
+
+    def _run(self, module: str, arguments: list[str], name: str) -> None:
+        log = self.output / f"{name}.log"
+        ended = subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            cwd=pathlib.Path(__file__).resolve().parents[1],
+            stdout=log.open("a"),
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+        if ended.returncode:
+            raise UserError(f"{name}: python -m {module} ended with {ended.returncode}: {log}")
 
     def _without_folders(self, command: str) -> str:
         for name, folder in (("OUTPUT", self.output), ("SOURCE", self.source)):
@@ -113,10 +115,12 @@ class Experiment:
     def flags(self, arm: Arm, seed: int) -> dict[str, str]:
         """Fields of the config, dotted, by which an arm of a seed differs from the recipe."""
         files = self.labels(seed)
+        chosen = {"noisy": files.noisy, "clean": files.clean}
+        labels = self.repaired(seed) if arm.labels == "repaired" else chosen[arm.labels]
         return {
             **self.suite.settings,
             "seed": str(seed),
-            "data.train.annotations": str(files.train(arm.labels)),
+            "data.train.annotations": str(labels),
             "data.train.images": str(files.images),
             "data.val.annotations": str(files.val),
             "data.val.images": str(files.val_images),
@@ -129,6 +133,24 @@ class Experiment:
         if seed not in self._labels:
             self._labels[seed] = self.suite.make(self.source, self.output / f"labels-{seed}", seed)
         return self._labels[seed]
+
+    def repaired(self, seed: int) -> pathlib.Path:
+        """The noisy labels of a seed as the audit corrects them, by its own threshold.
+
+        Its detectors are trained as the suite's `auditor` is, and each looks at the half of the
+        images that it has not seen. No clean label takes part.
+        """
+        auditor = self.suite.auditor
+        name = f"audit_{auditor.name}-{seed}"
+        workdir = self.output / "runs" / name
+        path = workdir / "audit" / "corrected.json"
+        if not path.exists():
+            print(f"{auditor.name}, seed {seed}: auditing in {workdir}", flush=True)
+            flags = [f"--config.{k}={v}" for k, v in self.flags(auditor, seed).items()]
+            recipe = f"--config={self.suite.recipe_of(auditor)}"
+            own = [f"--workdir={workdir}", f"--folds={FOLDS}", "--dump"]
+            self._run(AUDIT, [recipe, *flags, *own], name)
+        return path
 
     def begin(self, arm: Arm, seed: int, workdir: pathlib.Path) -> None:
         """Hands an arm the checkpoint of the arm that it is the same run as until then."""

@@ -63,6 +63,31 @@ def test_a_killed_copy_of_the_common_part_is_made_again(output, tmp_path):
     assert (tmp_path / "runs" / "missing_only-0" / "checkpoints" / "2" / "student").is_dir()
 
 
+def test_repaired_labels_are_audited_once_and_without_clean_ones(tmp_path, monkeypatch):
+    made = experiment.Experiment(suites.SUITES["una30"]._replace(make=tiny), None, tmp_path)
+    runs = []
+
+    def audit(module, arguments, name):
+        runs.append((module, arguments))
+        corrected = tmp_path / "runs" / name / "audit" / "corrected.json"
+        corrected.parent.mkdir(parents=True)
+        corrected.write_text("{}")
+
+    monkeypatch.setattr(made, "_run", audit)
+    for _ in range(2):
+        flags = made.flags(suites.REPAIRED, 0)
+    corrected = tmp_path / "runs" / "audit_plain-0" / "audit" / "corrected.json"
+    assert flags["data.train.annotations"] == str(corrected)
+    ((module, arguments),) = runs
+    assert module == "mixtrain_jax.audit" and "--config=cells:plain" in arguments
+    assert f"--config.data.train.annotations={tmp_path / 'labels-0' / 'noisy.json'}" in arguments
+    assert not any("clean" in argument for argument in arguments)
+
+
+def tiny(source, output, seed):
+    return labels.shapes(source, output, "una", 0.3, seed, train=8, held_out=4, val=4, size=64)
+
+
 def test_noise_is_of_the_training_and_held_out_images_alone(output):
     files = labels.shapes(
         None, output / "labels-0", "una", 0.3, 0, train=8, held_out=4, val=4, size=64

@@ -39,10 +39,6 @@ class Files(NamedTuple):
     images: pathlib.Path
     val_images: pathlib.Path
 
-    def train(self, labels: str) -> pathlib.Path:
-        """The file that an arm trains on: its `labels` are "noisy" or "clean"."""
-        return self.clean if labels == "clean" else self.noisy
-
 
 def cells(source: pathlib.Path | None, output: pathlib.Path, seed: int) -> Files:
     """The 147 cell images that have both sets of labels; 143 others are held out.

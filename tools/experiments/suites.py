@@ -28,7 +28,8 @@ class Arm(NamedTuple):
       name: what the table calls it.
       words: the recipe's argument, such as "plain".
       flags: fields of `config.mixtraining` that differ.
-      labels: "noisy" or "clean": what it is trained on.
+      labels: what it is trained on: "noisy", "clean", or "repaired", which are the noisy ones as
+        the audit corrects them.
       after: the arm whose checkpoint at `start_step` it begins with.
     """
 
@@ -48,6 +49,7 @@ class Suite(NamedTuple):
       arms: in the order in which they are run.
       settings: fields of the config, dotted, for every arm.
       start_step: when mixing starts, where arms part.
+      auditor: the arm as which the audit's detectors are trained, for labels that are repaired.
     """
 
     recipe: str
@@ -55,6 +57,11 @@ class Suite(NamedTuple):
     arms: tuple[Arm, ...]
     settings: Mapping[str, str] = NONE
     start_step: int = 400
+    auditor: Arm = Arm("plain", "plain")
+
+    def recipe_of(self, arm: Arm) -> str:
+        """The recipe of an arm, with its argument."""
+        return f"{self.recipe}:{arm.words}" if arm.words else self.recipe
 
 
 PLAIN = Arm("plain", "plain")
@@ -62,6 +69,7 @@ MENDED = Arm("mended", flags={**ADD, **AUTO, "mend_normal": "true"}, after="plai
 MISSING_ONLY = Arm("missing_only", flags={**OFF, **ADD}, after="plain")
 FULL = Arm("full", flags={**OFF, **ALL}, after="plain")
 FULL_AUTO = Arm("full_auto", flags={**OFF, **ALL, **AUTO}, after="plain")
+REPAIRED = Arm("plain_repaired_labels", "plain", labels="repaired")
 CEILING = Arm("plain_clean_labels", "plain", labels="clean")
 STRONG = (Arm("plain_strong", "strong"), Arm("plain_random", "random"))
 ABLATION = tuple(
@@ -79,7 +87,7 @@ OVERFIT = {
     "checkpoint.every": "400",
     "checkpoint.keep": "7",
 }
-NOISY_ARMS = (PLAIN, *STRONG, MISSING_ONLY, FULL_AUTO, MENDED, CEILING)
+NOISY_ARMS = (PLAIN, *STRONG, MISSING_ONLY, FULL_AUTO, MENDED, CEILING, REPAIRED)
 
 
 def _noise(kind: str, level: float) -> Suite:
@@ -112,7 +120,8 @@ SUITES: dict[str, Suite] = {
     "cells": Suite(
         "cells",
         labels.cells,
-        (PLAIN, MENDED, CEILING, MISSING_ONLY, FULL_AUTO, FULL, *STRONG),
+        (PLAIN, MENDED, CEILING, REPAIRED, MISSING_ONLY, FULL_AUTO, FULL, *STRONG),
+        auditor=MENDED,
     ),
     "cells_all": Suite("cells", labels.all_cells, (PLAIN, MENDED)),
     "una0": _noise("una", 0.0),
