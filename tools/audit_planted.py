@@ -1,0 +1,106 @@
+"""Dumps what a run's detectors see of labels with planted errors, for tools/benchmark_audit.py.
+
+python tools/audit_planted.py --workdir=runs/mine --truth=clean.json --levels=0.05 --seeds=0,1,2
+  --output=planted
+
+The run's labels are those of the same images, such as damaged ones from tools/plant_errors.py. Two
+detectors, each trained without half of the images (the folds of `mixtrain_jax.audit`; resumed where
+they are there), look at the half they have not seen. For every level and seed errors are planted
+into the clean labels anew, so the detectors know none of them, and OUTPUT/LEVEL-SEED.npz is
+written, with the truth in it.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import sys
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # of a plain checkout
+
+from etils import epath
+
+from mixtrain_jax import cli, process
+from mixtrain_jax.auditing import dump
+from mixtrain_jax.auditing.dump import Dump
+from mixtrain_jax.auditing.labels import from_coco
+from mixtrain_jax.config import load
+from mixtrain_jax.data.sources.load import load_dataset
+from mixtrain_jax.errors import STOPPED, UserError
+from mixtrain_jax.evaluation.audit import audit
+from mixtrain_jax.runtime import parallel
+from mixtrain_jax.training.folds import judges
+from mixtrain_jax.training.run import stoppable
+from tools.plant_errors import plant
+
+FOLDS = 2
+
+
+def main(flags: argparse.Namespace) -> int:
+    """Trains the detectors, then writes a dump for every level and seed; returns the exit code."""
+    process.prepare(flags.config, training=True)
+    parallel.start()
+    workdir, output = flags.workdir, pathlib.Path(flags.output)
+    dataset = load_dataset(flags.config.data, "train")
+    with stoppable() as stop:
+        found = judges(flags.config, dataset, workdir, epath.Path(workdir), "train", FOLDS, stop)
+    if found is None:
+        return STOPPED
+    output.mkdir(parents=True, exist_ok=True)
+    truth = json.loads(pathlib.Path(flags.truth).read_text())
+    for level in flags.levels.split(","):
+        for seed in flags.seeds.split(","):
+            name = f"{level}-{seed}"
+            damaged, said = plant(truth, "errors", float(level), int(seed))
+            path = output / f"{name}.json"
+            path.write_text(json.dumps(damaged))
+            config = load.override_all(flags.config, {"data.train.annotations": str(path)})
+            planted = load_dataset(config.data, "train")
+            folder = epath.Path(output / name)
+            audit(config, planted, found, folder, seen="out of fold", dump=True)
+            seen = with_truth(dump.read(folder / "looks.npz"), truth, damaged, flags.truth)
+            note = f"{said}; {seen.note}"
+            dump.write(output / f"{name}.npz", dataclasses.replace(seen, note=note))
+            print(f"wrote {output / name}.npz: {said}", flush=True)
+    return 0
+
+
+def with_truth(seen: Dump, truth: dict[str, Any], damaged: dict[str, Any], where: str) -> Dump:
+    """Returns a dump with the clean labels, and for each human box the one it came from.
+
+    Args:
+      seen: what detectors see of the damaged labels.
+      truth, damaged: contents of COCO files, the second one made by `plant`.
+      where: the first one's name, for messages.
+
+    Raises:
+      UserError: the dump's images or boxes are not the damaged file's, in its order.
+    """
+    human, _, _ = from_coco(damaged, where)
+    ids = [image["id"] for image in truth["images"]]
+    if seen.image_ids.tolist() != ids or not np.array_equal(seen.human.boxes, human.boxes):
+        raise UserError(f"{where}: sort its images by id, and leave out boxes that lie outside")
+    clean, places, _ = from_coco(truth, where)
+    rows = {truth["annotations"][place]["id"]: row for row, place in enumerate(places)}
+    came = [entry["source"] for entry in damaged["annotations"]]
+    source = np.array([-1 if one is None else rows[one] for one in came], np.int32)
+    known = np.ones(len(ids), bool)
+    return dataclasses.replace(seen, truth=clean, truth_known=known, source=source)
+
+
+def parse() -> argparse.ArgumentParser:
+    """Returns the program's flags."""
+    parser = cli.parser(__doc__)
+    parser.add_argument("--workdir", required=True, help="a run's directory; its folds are in it")
+    parser.add_argument("--truth", required=True, metavar="FILE", help="clean labels, COCO")
+    parser.add_argument("--levels", default="0.05", help="shares of each error, with commas")
+    parser.add_argument("--seeds", default="0", help="of the planted errors, with commas")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder of the dumps")
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main, parse())
