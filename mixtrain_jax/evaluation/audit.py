@@ -22,6 +22,7 @@ from mixtrain_jax.evaluation import detect, looks
 from mixtrain_jax.runtime import checkpoint, parallel, storage
 
 LOOKS = ("teacher", "mirrored teacher", "student")
+RUNAWAY = 3.0  # missing boxes for each human one, from which the detector is doubted, not people
 
 
 class Judge(NamedTuple):
@@ -95,6 +96,9 @@ def audit(
         model={"source": ", ".join(judge.source for judge in judges), "seen": seen},
         threshold=threshold,
     )
+    doubt = too_weak(contents)
+    if doubt:
+        logging.warning("%s", doubt)
     storage.write_json(output / "audit.json", contents, indent=1)
     if dump:
         _write_dump(dataset, human, judges, first, others, seen, output)
@@ -103,6 +107,27 @@ def audit(
     write_labels(dataset, config.data.source, corrected, found, output / "corrected.json")
     _write_page(dataset, contents, output)
     return contents
+
+
+def too_weak(contents: dict[str, Any]) -> str:
+    """Returns a warning if far more boxes seem to be missing than people drew, or "".
+
+    Args:
+      contents: of audit.json.
+    """
+    missing = next(
+        entry["errors"]
+        for entry in contents["summary"]
+        if (entry["class"], entry["kind"]) == ("all", "missing")
+    )
+    human = contents["data"]["human_boxes"]
+    if missing <= RUNAWAY * human:
+        return ""
+    return (
+        f"{missing:,.0f} boxes seem to be missing where people drew {human:,}. Unless most labels "
+        "are missing, this detector has learned too little to judge them: train it longer before "
+        "you use corrected.json"
+    )
 
 
 def apply_decisions(

@@ -11,7 +11,7 @@ from mixtrain_jax.auditing.findings import MISSING, PLACE, Findings
 from mixtrain_jax.auditing.labels import Labels, from_coco
 from mixtrain_jax.config import load, own_data, recipes
 from mixtrain_jax.data.sources.load import load_dataset
-from mixtrain_jax.evaluation.audit import write_labels
+from mixtrain_jax.evaluation.audit import too_weak, write_labels
 from tests.data import cases
 
 
@@ -82,3 +82,14 @@ def test_corrected_labels_are_written_as_they_came(people, tmp_path):
         labels = [there.categories[label]["name"] for label in np.asarray(there.labels[row])[order]]
         ours = [dataset.categories[label]["name"] for label in table.labels[mine][expected]]
         assert labels == ours
+
+
+@pytest.mark.parametrize("missing, human, doubted", [(300, 100, False), (301, 100, True)])
+def test_a_detector_that_misses_boxes_everywhere_is_doubted(missing, human, doubted):
+    summary = [
+        {"class": "cat", "kind": "missing", "errors": missing},
+        {"class": "all", "kind": "place", "errors": 0.0},
+        {"class": "all", "kind": "missing", "errors": missing},
+    ]
+    said = too_weak({"summary": summary, "data": {"human_boxes": human}})
+    assert ("301 boxes seem to be missing where people drew 100" in said) == doubted == bool(said)
