@@ -84,7 +84,7 @@ def test_corrected_labels_are_written_as_they_came(people, tmp_path):
         assert labels == ours
 
 
-@pytest.mark.parametrize("missing, human, doubted", [(300, 100, False), (301, 100, True)])
+@pytest.mark.parametrize(("missing", "human", "doubted"), [(300, 100, False), (301, 100, True)])
 def test_a_detector_that_misses_boxes_everywhere_is_doubted(missing, human, doubted):
     summary = [
         {"class": "cat", "kind": "missing", "errors": missing},
