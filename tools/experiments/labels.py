@@ -18,6 +18,7 @@ from mixtrain_jax.errors import UserError
 from tools import make_shapes
 from tools.plant_errors import plant
 
+PLANTED = 0.1  # of the boxes each are dropped, of another class, shifted, spawned
 CELLS = ("WBC", "RBC", "Platelets")
 
 
@@ -56,6 +57,18 @@ def all_cells(source: pathlib.Path | None, output: pathlib.Path, seed: int) -> F
     """All 290 training images; thresholds are then chosen on noisy labels of the val images."""
     del seed
     return _cells(source, output, every=True)
+
+
+def damaged_cells(source: pathlib.Path | None, output: pathlib.Path, seed: int) -> Files:
+    """The 147 images with their better labels, into which errors of four kinds are planted.
+
+    The held-out labels are those of `cells`: a threshold chosen there says nothing here.
+    """
+    files = _cells(source, output, every=False)
+    damaged, said = plant(json.loads(files.clean.read_text()), "errors", PLANTED, seed)
+    print(f"{files.noisy}: {said}", flush=True)
+    files.noisy.write_text(json.dumps(damaged))
+    return files
 
 
 def _cells(source: pathlib.Path | None, output: pathlib.Path, every: bool) -> Files:

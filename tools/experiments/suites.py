@@ -123,6 +123,7 @@ SUITES: dict[str, Suite] = {
         (PLAIN, MENDED, CEILING, REPAIRED, MISSING_ONLY, FULL_AUTO, FULL, *STRONG),
         auditor=MENDED,
     ),
+    "cells_errors": Suite("cells", labels.damaged_cells, (PLAIN, REPAIRED, CEILING)),
     "cells_all": Suite("cells", labels.all_cells, (PLAIN, MENDED)),
     "una0": _noise("una", 0.0),
     "una30": _noise("una", 0.3),
