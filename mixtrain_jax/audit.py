@@ -17,50 +17,52 @@ labels themselves are never written over.
 import argparse
 
 from mixtrain_jax import cli
-from mixtrain_jax.errors import STOPPED, UserError
+from mixtrain_jax.errors import STOPPED, UserError, memory_in_one_line
 
 
 def main(flags: argparse.Namespace) -> int:
     """Audits what the flags name; returns the exit code."""
     if not 0 <= flags.threshold <= 1:
         raise UserError(f"--threshold={flags.threshold}: choose from 0 to 1")
-    if flags.folds < 0 or flags.folds == 1:
-        raise UserError(f"--folds={flags.folds}: choose 2 or more, or 0 for the run's own detector")
 
     from etils import epath
 
     from mixtrain_jax import process
     from mixtrain_jax.data.sources.load import load_dataset
-    from mixtrain_jax.evaluation.audit import apply_decisions
-    from mixtrain_jax.runtime import parallel
+    from mixtrain_jax.evaluation import detect
+    from mixtrain_jax.evaluation.corrected import apply_decisions
+    from mixtrain_jax.runtime import parallel, storage
     from mixtrain_jax.training.folds import audit_split
 
     process.prepare(flags.config, training=True)
     parallel.start()
     workdir = epath.Path(flags.workdir)
     output = epath.Path(flags.output or workdir / "audit")
-    if flags.apply:
-        dataset = load_dataset(flags.config.data, flags.split)
-        source = flags.config.data.source
-        count = apply_decisions(dataset, source, output, epath.Path(flags.apply))
-        print(f"wrote {output / 'accepted.json'}: {count} findings applied")
-        return 0
-    contents = audit_split(
-        flags.config,
-        str(workdir),
-        workdir,
-        output,
-        split=flags.split,
-        folds=flags.folds,
-        threshold=flags.threshold,
-        dump=flags.dump,
-    )
+    with parallel.abort_all_on_error(), memory_in_one_line(detect.LESS_MEMORY):
+        if flags.apply:
+            data = flags.config.data
+            dataset = load_dataset(data, flags.split)
+            decisions = epath.Path(flags.apply)
+            count = apply_decisions(dataset, data, flags.split, output, decisions)
+            print(f"wrote {output / 'accepted.json'}: {count} findings applied")
+            return 0
+        contents = audit_split(
+            flags.config,
+            str(workdir),
+            workdir,
+            output,
+            split=flags.split,
+            folds=flags.folds,
+            threshold=flags.threshold,
+            dump=flags.dump,
+        )
     if contents is None:
         return STOPPED
-    above = sum(finding["score"] >= flags.threshold for finding in contents["findings"])
+    page = "audit.html, " if storage.exists(output / "audit.html") else ""
     print(
-        f"wrote {output / 'audit.html'}, audit.json and corrected.json: {above} findings with a "
-        f"score of at least {flags.threshold} among {contents['data']['human_boxes']} human boxes"
+        f"wrote {page}audit.json and corrected.json to {output}: {contents['applied']} findings "
+        f"with a score of at least {flags.threshold} among {contents['data']['human_boxes']} human "
+        "boxes"
     )
     return 0
 

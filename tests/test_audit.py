@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -96,6 +97,28 @@ def test_folds_are_trained_without_what_they_judge(run, monkeypatch):
         assert (workdir / "folds" / f"2-{k}" / "checkpoints" / "3").is_dir()
 
 
+def test_folds_of_other_labels_or_another_config_are_not_taken(run, shapes, tmp_path):
+    config, workdir = run
+    annotations = tmp_path / "train.json"
+    content = json.loads((shapes / "annotations" / "train.json").read_text())
+    annotations.write_text(json.dumps(content))
+    path = {"data.train.annotations": str(annotations)}
+    copy = tmp_path / "run"
+    shutil.copytree(workdir / "folds", copy / "folds")
+    folds = {"workdir": str(copy), "folds": 2}
+    with pytest.raises(
+        UserError, match=r"2-0 was trained otherwise \(config.data.train.annot.*del"
+    ):
+        command.main(flags((configs.override_all(config, path), copy), **folds))
+    for k in range(2):  # as if it had been this file from the start
+        (copy / "folds" / f"2-{k}" / "config.json").unlink()
+    for entry in content["annotations"][:3]:
+        entry["bbox"][2] += 1
+    annotations.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"2-[01] was trained on other labels .*delete"):
+        command.main(flags((configs.override_all(config, path), copy), **folds))
+
+
 def test_parts_depend_on_ids_and_not_on_their_order():
     ids = np.array([50, 3, 9, 27, 4, 8, 1])
     dealt = dict(zip(ids.tolist(), parts(ids, 3).tolist()))
@@ -122,6 +145,8 @@ def test_a_mirrored_view_is_the_mirror_image_with_its_boxes():
     [
         (dict(threshold=1.5), "--threshold=1.5: choose from 0 to 1"),
         (dict(folds=1), "--folds=1: choose 2 or more"),
+        (dict(folds=-2), "--folds=-2: choose 2 or more"),
+        (dict(folds=2, split="val"), "no detector is trained on val"),
     ],
 )
 def test_flags_that_cannot_be(run, changes, message):

@@ -15,7 +15,8 @@ import dataclasses
 import json
 import pathlib
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from mixtrain_jax.auditing import dump
 from mixtrain_jax.auditing.dump import Dump
 from mixtrain_jax.auditing.labels import from_coco
 from mixtrain_jax.config import load
+from mixtrain_jax.data.sources import text_files
 from mixtrain_jax.data.sources.load import load_dataset
 from mixtrain_jax.errors import STOPPED, UserError
 from mixtrain_jax.evaluation.audit import audit
@@ -37,6 +39,7 @@ from mixtrain_jax.training.run import stoppable
 from tools.plant_errors import plant
 
 FOLDS = 2
+T = TypeVar("T")
 
 
 def main(flags: argparse.Namespace) -> int:
@@ -44,28 +47,39 @@ def main(flags: argparse.Namespace) -> int:
     process.prepare(flags.config, training=True)
     parallel.start()
     workdir, output = flags.workdir, pathlib.Path(flags.output)
+    truth = text_files.read_json(flags.truth)
+    damages = {
+        f"{level}-{seed}": plant(truth, "errors", level, seed)
+        for level in _numbers("levels", flags.levels, float)
+        for seed in _numbers("seeds", flags.seeds, int)
+    }
     dataset = load_dataset(flags.config.data, "train")
+    if dataset.image_ids.tolist() != [image["id"] for image in truth["images"]]:
+        raise UserError(f"{flags.truth}: its images are not those of the run, in their order")
     with stoppable() as stop:
         found = judges(flags.config, dataset, workdir, epath.Path(workdir), "train", FOLDS, stop)
     if found is None:
         return STOPPED
     output.mkdir(parents=True, exist_ok=True)
-    truth = json.loads(pathlib.Path(flags.truth).read_text())
-    for level in flags.levels.split(","):
-        for seed in flags.seeds.split(","):
-            name = f"{level}-{seed}"
-            damaged, said = plant(truth, "errors", float(level), int(seed))
-            path = output / f"{name}.json"
-            path.write_text(json.dumps(damaged))
-            config = load.override_all(flags.config, {"data.train.annotations": str(path)})
-            planted = load_dataset(config.data, "train")
-            folder = epath.Path(output / name)
-            audit(config, planted, found, folder, seen="out of fold", dump=True)
-            seen = with_truth(dump.read(folder / "looks.npz"), truth, damaged, flags.truth)
-            note = f"{said}; {seen.note}"
-            dump.write(output / f"{name}.npz", dataclasses.replace(seen, note=note))
-            print(f"wrote {output / name}.npz: {said}", flush=True)
+    for name, (damaged, said) in damages.items():
+        path = output / f"{name}.json"
+        path.write_text(json.dumps(damaged))
+        config = load.override_all(flags.config, {"data.train.annotations": str(path)})
+        planted = load_dataset(config.data, "train")
+        folder = epath.Path(output / name)
+        audit(config, planted, found, folder, split="train", seen="out of fold", dump=True)
+        seen = with_truth(dump.read(folder / "looks.npz"), truth, damaged, flags.truth)
+        note = f"{said}; {seen.note}"
+        dump.write(output / f"{name}.npz", dataclasses.replace(seen, note=note))
+        print(f"wrote {output / name}.npz: {said}", flush=True)
     return 0
+
+
+def _numbers(flag: str, text: str, kind: Callable[[str], T]) -> list[T]:
+    try:
+        return [kind(word) for word in text.split(",")]
+    except ValueError:
+        raise UserError(f"--{flag}={text}: write numbers with commas between them") from None
 
 
 def with_truth(seen: Dump, truth: dict[str, Any], damaged: dict[str, Any], where: str) -> Dump:

@@ -100,7 +100,8 @@ def _twin(human: Labels, row: int) -> int:
 def correct_coco(
     coco: dict[str, Any],
     places: Ints,
-    category_ids: Sequence[int],
+    image_ids: Sequence[Any],
+    category_ids: Sequence[Any],
     corrected: Corrected,
     findings: Findings,
 ) -> dict[str, Any]:
@@ -111,8 +112,8 @@ def correct_coco(
 
     Args:
       coco: the original file's contents.
-      places: [H] place of each audited box in coco["annotations"], as `labels.from_coco` returns
-        them.
+      places: [H] place of each audited box in coco["annotations"].
+      image_ids: of each row of the audited images; `coco` may have more of them.
       category_ids: of each label.
       corrected: what `apply` returned.
       findings: what it was given.
@@ -122,7 +123,6 @@ def correct_coco(
     added = []
     numbers = [e["id"] for e in annotations if isinstance(e.get("id"), int)]
     next_id = max(numbers, default=0) + 1
-    image_ids = [image["id"] for image in coco["images"]]
     for row, (source, finding) in enumerate(zip(corrected.source, corrected.finding)):
         if finding < 0:
             continue

@@ -56,6 +56,12 @@ class Look:
     probabilities: Floats | None = None
     refined: Floats | None = None
 
+    def of_human(self, rows: Ints) -> "Look":
+        """The same look with the ratings of these human boxes [n] alone."""
+        if self.probabilities is None or self.refined is None:
+            return self
+        return Look(self.detections, self.probabilities[rows], self.refined[rows])
+
 
 @dataclasses.dataclass(frozen=True)
 class Dump:

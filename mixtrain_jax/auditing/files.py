@@ -9,11 +9,13 @@ The keys are the findings' ids, and the fingerprint is that of the audit they we
 
     version       1
     fingerprint   changes with any finding; decisions repeat it
-    data          {"annotations": file, "images": count, "human_boxes": count}
+    data          {"annotations": file, "images": count, "human_boxes": count, "unreadable": number
+                  of images that were not audited}
     model         {"source": checkpoint, "level": what the ranking knew, "seen": "out of fold",
                   "in sample" or "unknown"}
     categories    [{"id", "name"}] in label order
     threshold     findings from this score on are in `corrected.json`
+    applied       how many those are
     left_out      number of findings below the lowest score written here
     shares        estimated share of each outcome, as of `ranking.Ranking`
     summary       rows as `summarise` returns them
@@ -29,7 +31,6 @@ box among those that were audited; `annotation_id` is null where the data has no
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,6 +43,7 @@ from mixtrain_jax.auditing.ranking import Ranking
 from mixtrain_jax.errors import UserError
 
 VERSION = 1
+SAME = 0.02  # pixels: boxes are written to hundredths
 LOWEST = 0.05  # findings below it are not written to audit.json
 
 
@@ -111,6 +113,7 @@ def to_json(
         "model": (model or {}) | {"level": ranking.level},
         "categories": [{"id": c["id"], "name": c["name"]} for c in categories],
         "threshold": threshold,
+        "applied": int((found.score >= threshold).sum()),
         "left_out": len(found) - len(entries),
         "shares": {name: round(share, 5) for name, share in ranking.shares.items()},
         "summary": summarise(human, found, names),
@@ -119,7 +122,11 @@ def to_json(
 
 
 def from_json(
-    audit: dict[str, Any], where: str, human: Labels, image_ids: Sequence[int]
+    audit: dict[str, Any],
+    where: str,
+    human: Labels,
+    image_ids: Sequence[int],
+    categories: Sequence[dict[str, Any]],
 ) -> Findings:
     """Reads the findings of an audit.json back, by their ids.
 
@@ -128,9 +135,11 @@ def from_json(
       where: its name, for messages.
       human: the labels that were audited.
       image_ids: of the images.
+      categories: {"id", "name"} of each label.
 
     Raises:
-      UserError: it is no audit, of another version, or of other labels.
+      UserError: it is no audit, of another version, or of other labels: a box that is audited is
+        not where it was, or not of its class.
     """
     if not isinstance(audit, dict) or audit.get("version") != VERSION:
         raise UserError(f"{where}: not an audit.json of version {VERSION}; run the audit again")
@@ -147,6 +156,9 @@ def from_json(
         labels = {category["id"]: n for n, category in enumerate(audit["categories"])}
         target = [entry["proposed"] or entry["human"] for entry in entries]
         index = [entry["human"]["index"] if entry["human"] else -1 for entry in entries]
+        people = [entry["human"] for entry in entries if entry["human"]]
+        boxes = from_bbox([one["bbox"] for one in people])
+        classes = np.array([labels[one["category_id"]] for one in people], np.int32)
         found = Findings(
             image=np.array([rows[entry["image_id"]] for entry in entries], np.int32),
             kind=np.array([KINDS.index(entry["kind"]) for entry in entries], np.int8),
@@ -162,10 +174,21 @@ def from_json(
             "again"
         ) from error
     mine = found.human >= 0
-    if np.any(found.human >= len(human)) or np.any(
-        human.image[found.human[mine]] != found.image[mine]
+    rows_of = found.human[mine]
+    same = audit["categories"] == [{"id": c["id"], "name": c["name"]} for c in categories]
+    if (
+        not same
+        or np.any(rows_of >= len(human))
+        or not (
+            np.array_equal(human.image[rows_of], found.image[mine])
+            and np.array_equal(human.labels[rows_of], classes)
+            and np.allclose(human.boxes[rows_of], boxes, rtol=0, atol=SAME)
+        )
     ):
-        raise UserError(f"{where}: is about other labels; name the annotations that were audited")
+        raise UserError(
+            f"{where}: is about other labels, or they changed since; name the annotations that "
+            "were audited, or run the audit again"
+        )
     return found
 
 
@@ -199,22 +222,6 @@ def read_decisions(decisions: Any, where: str, audit: dict[str, Any]) -> Bools:
             raise UserError(f"{where}: finding {key} is {word!r}, expected 'accept' or 'reject'")
         accepted[int(key)] = word == "accept"
     return accepted
-
-
-def read_file(path: str | os.PathLike[str]) -> Any:
-    """Returns the contents of a JSON file.
-
-    Raises:
-      UserError: it cannot be read, or is no JSON.
-    """
-    where = os.fspath(path)
-    try:
-        with open(where, encoding="utf-8") as file:
-            return json.load(file)
-    except OSError as error:
-        raise UserError(f"{where}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise UserError(f"{where}: not JSON ({error})") from error
 
 
 def fingerprint(entries: Sequence[dict[str, Any]]) -> str:

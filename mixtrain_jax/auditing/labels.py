@@ -104,6 +104,14 @@ def paired_iou(a: Floats, b: Floats) -> Floats:
     return np.asarray(overlap / np.maximum(area(a) + area(b) - overlap, 1e-9))
 
 
+def covered(boxes: Floats, areas: Floats) -> Floats:
+    """Returns [N, M] the share of each box [N, 4] that lies in each of other boxes [M, 4]."""
+    low = np.maximum(boxes[:, None, :2], areas[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], areas[None, :, 2:])
+    inside = np.maximum(np.asarray(high - low, np.float64), 0).prod(axis=-1)
+    return np.asarray(inside / np.maximum(area(boxes)[:, None], 1e-9))
+
+
 def clip(boxes: Floats, sizes: Ints) -> Floats:
     """Returns boxes [N, 4] clipped to images of height and width `sizes` [N, 2]."""
     limits = np.asarray(sizes)[:, [1, 0, 1, 0]]

@@ -68,6 +68,10 @@ def find(name: str) -> str:
     Raises:
       UserError: there is neither such a file nor such a recipe.
     """
+    if "://" in name or name in ("gs", "s3"):  # what stands before the colon of FILE:ARGUMENT
+        raise UserError(
+            f"--config={name}: copy the config to this machine; it cannot be in a bucket"
+        )
     path = pathlib.Path(name)
     if path.is_file():
         return name

@@ -14,6 +14,8 @@ from mixtrain_jax.data.input import buckets
 from mixtrain_jax.data.sources.dataset import Dataset
 from mixtrain_jax.errors import UserError
 
+EVAL_BATCH = 8  # images at least, where the config names no number
+
 
 def resolve(
     config: ConfigDict,
@@ -26,7 +28,8 @@ def resolve(
     """Returns a config with nothing left open.
 
     Filled in are the number of classes, the length of training in steps, the steps at which the
-    learning rate falls, and the buckets; of val for images nobody has seen yet where there is no
+    learning rate falls, the images of a batch of an evaluation, and the buckets;
+    of val for images nobody has seen yet where there is no
     val set. Without a training set, only what detection needs is filled in.
 
     Args:
@@ -55,7 +58,9 @@ def resolve(
         result.data.val.buckets = buckets.for_evaluation(val.sizes, config.data.val)
     else:
         result.data.val.buckets = buckets.of_any(config.data.val)
-    if val is not None:
+    if config.eval.batch_size is None:
+        result.eval.batch_size = devices * -(-EVAL_BATCH // devices)
+    elif val is not None:
         check_batch_size("eval.batch_size", config.eval.batch_size, devices)
     return FrozenConfigDict(result)
 

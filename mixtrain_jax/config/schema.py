@@ -246,7 +246,13 @@ FIELDS: Group = {
     "mixtraining": MIXTRAINING,
     "eval": {
         "every": Field(7330, "steps between; 0: only after the last step", at_least(0), FREE),
-        "batch_size": Field(8, "images at once, over all devices", at_least(1), FREE),
+        "batch_size": Field(
+            None,
+            "images at once, over all devices; unset: 8, or one for each device",
+            at_least(1),
+            FREE,
+            unset=int,
+        ),
         "weights": Field("student", "whose", one_of("student", "teacher", "both"), FREE),
         "dtype": Field("float32", "of arithmetic", one_of("float32", "bfloat16"), FREE),
         "images": Field(0, "only the first so many; 0: all", at_least(0), FREE),

@@ -1,6 +1,6 @@
 """The label audit of a run: its detectors look at the labels, and files say what may be wrong."""
 
-import json
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,15 +12,16 @@ from ml_collections import ConfigDict
 from mixtrain_jax.auditing import corrections, files, labels, ranking
 from mixtrain_jax.auditing import dump as dumps
 from mixtrain_jax.auditing.dump import Dump, Look
-from mixtrain_jax.auditing.findings import Findings
+from mixtrain_jax.auditing.findings import MATCH_IOU
 from mixtrain_jax.config import load
 from mixtrain_jax.config.resolve import resolve
-from mixtrain_jax.data.sources import writers
-from mixtrain_jax.data.sources.dataset import Dataset, with_boxes_of
+from mixtrain_jax.data.sources.dataset import Dataset
 from mixtrain_jax.errors import UserError
-from mixtrain_jax.evaluation import detect, looks
+from mixtrain_jax.evaluation import corrected, detect, looks
+from mixtrain_jax.evaluation.evaluate import check_categories
 from mixtrain_jax.runtime import checkpoint, parallel, storage
 
+CROWD = 0.5  # share of a detection in a crowd, above which it is one of the crowd
 LOOKS = ("teacher", "mirrored teacher", "student")
 RUNAWAY = 3.0  # missing boxes for each human one, from which the detector is doubted, not people
 
@@ -43,47 +44,51 @@ def audit(
     judges: Sequence[Judge],
     output: epath.Path,
     *,
+    split: str,
     seen: str,
     threshold: float = corrections.THRESHOLD,
     dump: bool = False,
 ) -> dict[str, Any]:
     """Ranks what may be wrong with the labels of a data set, and writes it down.
 
+    Images that cannot be read are not judged, nor is what lies in a crowd.
+
     Args:
       asked: the config of the detectors.
       dataset: the labels to audit; they are never written over.
       judges: detectors that look at disjoint images, at all of the data set together.
       output: directory for audit.json, corrected.json and the page.
+      split: of the config's data that the labels are, "train" or "val".
       seen: "in sample" where the detectors were trained on these images, "out of fold" where not.
       threshold: findings from this score on are applied in corrected.json.
       dump: write looks.npz, too: all that the detectors see.
 
     Returns:
       The contents of audit.json.
+
+    Raises:
+      UserError: a detector is of other classes, no image can be read, or the labels would be
+        written over.
     """
+    target = output / "corrected.json"
+    corrected.keep_apart(target, asked.data)
     human, places, _ = labels.from_coco(dataset.ground_truth, dataset.name)
-    most = max(np.bincount(human.image, minlength=1).max(), asked.data.max_boxes)
-    asked = load.override_all(asked, {"data.max_boxes": str(most)})
-    config = resolve(asked, val=dataset, devices=parallel.device_count())
-    seen_by = looks.with_all_boxes(dataset, human)
-    rate = looks.rater(config.model, config.data, config.eval.dtype)
-    by_look: dict[str, dict[int, tuple[np.ndarray, ...]]] = {name: {} for name in LOOKS}
-    for judge in judges:
-        for name in LOOKS:
-            params, _ = checkpoint.load_weights(judge.source, name.split()[-1])
-            detect.check_parameters(judge.source, params, config.model)
-            by_look[name] |= looks.look(
-                rate,
-                parallel.replicate(params),
-                seen_by,
-                config.data,
-                config.eval.batch_size,
-                mirrored=name.startswith("mirrored"),
-                rows=judge.rows,
-            )
-            parallel.say(f"{judge.source}: {name} looked at {len(judge.rows)} images")
-    first, *others = (_covering(by_look[name], seen_by) for name in LOOKS)
-    ranked = ranking.rank(human, first, others, len(dataset))
+    by_look = _looks(asked, dataset, judges, human)
+    blind = _unreadable(by_look, dataset)
+    first, *others = (
+        _off_crowds(_covering(by_look[name], blind, dataset, human), dataset, human)
+        for name in LOOKS
+    )
+    judged = np.flatnonzero(~np.isin(human.image, blind))
+    ranked = ranking.rank(
+        human.take(judged),
+        first.of_human(judged),
+        [other.of_human(judged) for other in others],
+        len(dataset),
+    )
+    findings = ranked.findings
+    of_human = np.where(findings.human >= 0, judged[findings.human], -1).astype(np.int32)
+    ranked = dataclasses.replace(ranked, findings=dataclasses.replace(findings, human=of_human))
     contents = files.to_json(
         ranked,
         human,
@@ -92,7 +97,7 @@ def audit(
         sizes=dataset.sizes,
         categories=dataset.categories,
         annotation_ids=[dataset.ground_truth["annotations"][place]["id"] for place in places],
-        data={"annotations": dataset.name},
+        data={"annotations": dataset.name, "unreadable": len(blind)},
         model={"source": ", ".join(judge.source for judge in judges), "seen": seen},
         threshold=threshold,
     )
@@ -103,10 +108,43 @@ def audit(
     if dump:
         _write_dump(dataset, human, judges, first, others, seen, output)
     found = ranked.findings
-    corrected = corrections.apply(human, found, found.score >= threshold)
-    write_labels(dataset, config.data.source, corrected, found, output / "corrected.json")
+    applied = corrections.apply(human, found, found.score >= threshold)
+    original = corrected.original(dataset, asked.data, split)
+    source = asked.data.source
+    corrected.write_labels(original, source, dataset.name, applied, found, target)
     _write_page(dataset, contents, output)
     return contents
+
+
+Seen = dict[int, tuple[np.ndarray, ...]]  # by row, as `looks.look` returns it
+
+
+def _looks(
+    asked: ConfigDict, dataset: Dataset, judges: Sequence[Judge], human: labels.Labels
+) -> dict[str, Seen]:
+    """What the detectors see of the images that can be read, for each of `LOOKS`."""
+    most = max(np.bincount(human.image, minlength=1).max(), asked.data.max_boxes)
+    asked = load.override_all(asked, {"data.max_boxes": str(most)})
+    config = resolve(asked, val=dataset, devices=parallel.device_count())
+    seen_by = looks.with_all_boxes(dataset, human)
+    rate = looks.rater(config.model, config.data, config.eval.dtype)
+    by_look: dict[str, Seen] = {name: {} for name in LOOKS}
+    for judge in judges:
+        for name in LOOKS:
+            params, meta = checkpoint.load_weights(judge.source, name.split()[-1])
+            detect.check_parameters(judge.source, params, config.model)
+            check_categories(judge.source, meta, dataset)
+            by_look[name] |= looks.look(
+                rate,
+                parallel.replicate(params),
+                seen_by,
+                config.data,
+                config.eval.batch_size,
+                mirrored=name.startswith("mirrored"),
+                rows=judge.rows,
+            )
+            parallel.say(f"{judge.source}: {name} looked at {len(judge.rows)} images")
+    return by_look
 
 
 def too_weak(contents: dict[str, Any]) -> str:
@@ -128,67 +166,6 @@ def too_weak(contents: dict[str, Any]) -> str:
         "are missing, this detector has learned too little to judge them: train it longer before "
         "you use corrected.json"
     )
-
-
-def apply_decisions(
-    dataset: Dataset, source: str, output: epath.Path, decisions: epath.Path
-) -> int:
-    """Writes accepted.json: the labels with just those findings applied that a person accepted.
-
-    Args:
-      dataset: the labels that were audited.
-      source: `config.data.source`.
-      output: the directory of the audit.
-      decisions: what the audit page exported.
-
-    Returns:
-      How many were accepted.
-
-    Raises:
-      UserError: there is no such audit, or the decisions are of another one.
-    """
-    path = output / "audit.json"
-    contents = files.read_file(path)
-    human, _, _ = labels.from_coco(dataset.ground_truth, dataset.name)
-    ids = [int(number) for number in dataset.image_ids]
-    found = files.from_json(contents, str(path), human, ids)
-    accepted = files.read_decisions(files.read_file(decisions), str(decisions), contents)
-    corrected = corrections.apply(human, found, accepted)
-    write_labels(dataset, source, corrected, found, output / "accepted.json")
-    return int(accepted.sum())
-
-
-def write_labels(
-    dataset: Dataset,
-    source: str,
-    corrected: corrections.Corrected,
-    found: Findings,
-    path: epath.Path,
-) -> None:
-    """Writes corrected labels as a COCO file; those of VOC and YOLO as they came, too.
-
-    The folder beside the file, of the same name without its suffix, then has the labels of every
-    image in the source's own format: what is in it is replaced.
-
-    Args:
-      dataset: the labels that were audited.
-      source: `config.data.source`.
-      corrected: what `corrections.apply` returned.
-      found: the findings it was given.
-      path: the file.
-    """
-    truth = dataset.ground_truth
-    _, places, category_ids = labels.from_coco(truth, dataset.name)
-    content = corrections.correct_coco(truth, places, category_ids, corrected, found)
-    storage.write(path, json.dumps(content).encode())
-    if source in ("voc", "yolo"):
-        folder = path.with_suffix("")
-        if storage.exists(folder):
-            folder.rmtree()
-        table = with_boxes_of(dataset.annotations, content)
-        lost = writers.WRITERS[source](table, folder, dataset.name, "none")
-        for finding in lost:
-            logging.warning("%s: %s", folder, finding)
 
 
 def _write_dump(
@@ -219,27 +196,50 @@ def _write_dump(
         dumps.write(folder / "looks.npz", content)
 
 
-def _covering(by_row: dict[int, tuple[np.ndarray, ...]], dataset: Dataset) -> Look:
-    """A look at all images; those that could not be read are seen as empty, and said."""
-    blind = [row for row in range(len(dataset)) if row not in by_row]
-    if len(blind) == len(dataset):
+def _unreadable(by_look: dict[str, Seen], dataset: Dataset) -> np.ndarray:
+    """The rows [n] of images that some look could not read; told once."""
+    rows = [row for row in range(len(dataset)) if any(row not in s for s in by_look.values())]
+    if len(rows) == len(dataset):
         raise UserError(f"{dataset.name}: no image could be read")
-    if blind:
-        logging.warning("%d images could not be read and are not audited", len(blind))
+    if rows:
+        logging.warning("%d images could not be read and are not audited", len(rows))
+    return np.array(rows, np.int64)
+
+
+def _covering(by_row: Seen, blind: np.ndarray, dataset: Dataset, human: labels.Labels) -> Look:
+    """A look at all images; nothing is seen in those that could not be read."""
     classes = len(dataset.categories) + 1
-    for row in blind:
-        none, boxes = np.zeros(0), dataset.boxes[row]
+    for row in blind.tolist():
+        none, boxes = np.zeros(0), human.boxes[human.image == row]
         by_row[row] = (
             np.zeros((0, 4)), none, none, np.full((len(boxes), classes), 1 / classes), boxes
         )  # fmt: skip
     return looks.joined(by_row, len(dataset))
 
 
+def _off_crowds(look: Look, dataset: Dataset, human: labels.Labels) -> Look:
+    """The look without detections of objects in a crowd: nobody labelled those one by one.
+
+    They lie in it by more than `CROWD` and mean no human box, which can be in a crowd as well.
+    """
+    found = look.detections
+    keep = np.ones(len(found), bool)
+    people = labels.rows_by_image(human.image, len(dataset))
+    for row, seen in enumerate(labels.rows_by_image(found.image, len(dataset))):
+        crowds = np.asarray(dataset.crowd[row])
+        if len(seen) and len(crowds):
+            boxes = found.boxes[seen]
+            inside = labels.covered(boxes, crowds).max(axis=1) > CROWD
+            known = labels.iou(boxes, human.boxes[people[row]]).max(axis=1, initial=0)
+            keep[seen] = ~inside | (known >= MATCH_IOU)
+    return dataclasses.replace(look, detections=found.take(keep))
+
+
 def _write_page(dataset: Dataset, contents: dict[str, Any], output: epath.Path) -> None:
     try:
         from mixtrain_jax.pages import audit as page
     except ImportError:
-        logging.warning("no page is written: pip install 'mixtrain_jax[pages]'")
+        logging.warning("no page is written: pip install jinja2")
         return
     rows = {dataset.names(row): row for row in range(len(dataset))}
     with storage.folder(output) as folder:

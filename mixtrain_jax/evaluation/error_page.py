@@ -20,7 +20,7 @@ def require() -> None:
     try:
         import jinja2  # noqa: F401
     except ImportError as error:
-        raise UserError("--page needs jinja2: pip install 'mixtrain_jax[pages]'") from error
+        raise UserError("--page needs jinja2: pip install jinja2") from error
 
 
 def write(

@@ -171,9 +171,7 @@ def attempt(verb: str, path: epath.PathLike, what: Callable[[], T]) -> T:
         except (FileNotFoundError, StorageError):
             raise
         except ImportError as error:
-            raise StorageError(
-                f"cannot {verb} {path}: {error}; install mixtrain_jax[buckets]"
-            ) from error
+            raise StorageError(f"cannot {verb} {path}: {error}; pip install gcsfs") from error
         except Exception as error:
             failed = StorageError(f"cannot {verb} {path}: {reason(error)}")
             failed.passing = passes(error)

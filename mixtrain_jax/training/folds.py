@@ -3,20 +3,27 @@
 They are the run's own, or one for each part of the images, trained without it.
 """
 
+import hashlib
+import json
 from typing import Any
 
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from mixtrain_jax.config import load
+from mixtrain_jax.config import load, saved, schema
+from mixtrain_jax.config.compare import differences
+from mixtrain_jax.data.sources.annotations import Annotations
 from mixtrain_jax.data.sources.dataset import Dataset
 from mixtrain_jax.data.sources.load import load_dataset, read_annotations
-from mixtrain_jax.errors import STOPPED
+from mixtrain_jax.errors import STOPPED, UserError
 from mixtrain_jax.evaluation.audit import Judge, audit
-from mixtrain_jax.runtime import signals, storage
+from mixtrain_jax.runtime import hosts, parallel, signals, storage
+from mixtrain_jax.runtime.lock import hold
 from mixtrain_jax.training import loop
 from mixtrain_jax.training.run import stoppable
+
+LABELS = "labels.json"  # beside a fold's checkpoints: what it was trained on
 
 
 def audit_split(
@@ -44,14 +51,27 @@ def audit_split(
 
     Returns:
       The contents of audit.json; None where training was asked to stop.
+
+    Raises:
+      UserError: several processes take part, the folds make no sense, or their detectors are of
+        other labels or another config.
     """
+    if (count := parallel.host()[1]) > 1:
+        raise UserError(f"the audit runs in one process, and {count} take part; start it alone")
+    if folds < 0 or folds == 1:
+        raise UserError(f"--folds={folds}: choose 2 or more, or 0 for the run's own detector")
+    if folds and split != "train":
+        raise UserError(f"--folds={folds}: no detector is trained on {split}; leave --folds out")
     dataset = load_dataset(asked.data, split)
     with stoppable() as stop:
         found = judges(asked, dataset, source, workdir, split, folds, stop)
     if found is None:
         return None
     seen = "in sample" if split == "train" and not folds else "out of fold"
-    return audit(asked, dataset, found, output, seen=seen, threshold=threshold, dump=dump)
+    hosts.allow(0)  # what follows tells no steps
+    return audit(
+        asked, dataset, found, output, split=split, seen=seen, threshold=threshold, dump=dump
+    )
 
 
 def judges(
@@ -80,16 +100,56 @@ def judges(
     Returns:
       The detectors with the rows each looks at; None where training was asked to stop.
     """
-    if not folds or split != "train":
+    if not folds:
         return [Judge(source, np.arange(len(dataset)))]
     found = []
     for k in range(folds):
         own = workdir / "folds" / f"{folds}-{k}"
         storage.make_directory(own)
         config = load.override_all(asked, {"data.train.leave_out": f"({k}, {folds})"})
-        # Whether it may start without pretrained weights was decided when the run itself started.
-        if loop.train(config, own, stop, from_scratch=True) == STOPPED:
-            return None
-        seen = read_annotations(config.data, "train").image_ids
-        found.append(Judge(str(own), np.flatnonzero(~np.isin(dataset.image_ids, seen))))
+        seen = read_annotations(config.data, "train")
+        with hold(own):
+            _check_same(own, config, seen)
+            # Whether it may start without pretrained weights was decided when the run started.
+            if loop.train(config, own, stop, from_scratch=True) == STOPPED:
+                return None
+        unseen = np.flatnonzero(~np.isin(dataset.image_ids, seen.image_ids))
+        found.append(Judge(str(own), unseen))
     return found
+
+
+def _check_same(workdir: epath.Path, config: ConfigDict, labels: Annotations) -> None:
+    """Makes sure that a fold's detector, begun before, was trained on these labels, as it is now.
+
+    Raises:
+      UserError: it was not; the message says what to delete.
+    """
+    path = workdir / LABELS
+    now = {"images": len(labels), "boxes": len(labels.rows), "digest": _digest(labels)}
+    advice = f"delete {workdir} to train it anew"
+    if storage.exists(path):
+        before = json.loads(storage.read(path))
+        if before != now:
+            raise UserError(
+                f"{workdir} was trained on other labels ({before['images']} images with "
+                f"{before['boxes']} boxes, there are {now['images']} with {now['boxes']} now): "
+                f"{advice}"
+            )
+    if storage.exists(workdir / saved.NAME):
+        changed = [
+            each
+            for each in differences(saved.read(workdir).asked, config)
+            if each.kind == schema.IDENTITY
+        ]
+        if changed:
+            raise UserError(
+                f"{workdir} was trained otherwise ({', '.join(map(str, changed))}): {advice}"
+            )
+    storage.write_json(path, now)
+
+
+def _digest(labels: Annotations) -> str:
+    """Changes with any image, box or class of the labels."""
+    parts = (labels.image_ids, labels.rows, labels.labels, labels.boxes, labels.crowd)
+    text = b"".join(np.ascontiguousarray(part).tobytes() for part in parts)
+    return hashlib.sha256(text).hexdigest()[:16]

@@ -116,6 +116,9 @@ def test_a_broken_file_is_one_line(tmp_path, text, message):
 def test_a_missing_file_and_an_argument_too_many(tmp_path):
     with pytest.raises(UserError, match="nothing.py' does not exist"):
         config.load(str(tmp_path / "nothing.py:plain"))
+    for name in ("gs://bucket/mine.py", "gs://bucket/mine.py:plain", "s3://bucket/mine.py"):
+        with pytest.raises(UserError, match="copy the config to this machine"):
+            config.load(name)
     path = tmp_path / "bare.py"
     path.write_text("from ml_collections import ConfigDict\ndef get_config(): return ConfigDict()")
     assert len(config.load(str(path))) == 0

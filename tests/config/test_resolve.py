@@ -70,6 +70,13 @@ def test_images_nobody_has_seen_have_buckets_too():
     assert config.data.val.buckets == ((800, 1344), (1344, 800), (1344, 1344))
 
 
+@pytest.mark.parametrize(("devices", "images"), [(1, 8), (3, 9), (8, 8), (16, 16)])
+def test_an_evaluation_takes_eight_images_at_least_and_as_many_on_each_device(devices, images):
+    asked = load.load("faster", {"mixtraining.enabled": "False", "batch_size": "48"})
+    config = resolve(asked, train=dataset(), val=dataset(name="val"), devices=devices)
+    assert config.eval.batch_size == images
+
+
 @pytest.mark.parametrize(
     ("changes", "options", "message"),
     [

@@ -206,6 +206,10 @@ def test_layouts(tmp_path, write, source, splits):
     assert found.source == source
     assert tuple(found.parts) == splits
     data = config_of(tmp_path)
+    if source != "yolo":  # a recipe that names the files says the same with --data and without
+        assert [data[split].split for split in splits] == [
+            recipes.base().data[split].split for split in splits
+        ]
     sets = {split: load_dataset(data, split) for split in ("train", "val")}
     check_same_categories(sets["train"], sets["val"])
     assert has_split(data, "test") == ("test" in splits)

@@ -1,23 +1,33 @@
-"""Corrected labels go back into the format that they came in."""
+"""What the audit judges and what not; corrected labels go back into the format they came in."""
 
+import json
 import shutil
 
 import numpy as np
 import pytest
 from etils import epath
+from PIL import Image
 
-from mixtrain_jax.auditing.corrections import Corrected
+from mixtrain_jax.auditing import corrections
+from mixtrain_jax.auditing.corrections import Corrected, to_bbox
 from mixtrain_jax.auditing.findings import MISSING, PLACE, Findings
 from mixtrain_jax.auditing.labels import Labels, from_coco
 from mixtrain_jax.config import load, own_data, recipes
 from mixtrain_jax.data.sources.load import load_dataset
-from mixtrain_jax.evaluation.audit import too_weak, write_labels
+from mixtrain_jax.errors import UserError
+from mixtrain_jax.evaluation import audit, corrected
+from mixtrain_jax.evaluation.audit import too_weak
+from tests.auditing import simulated
 from tests.data import cases
 
 
+def config(folder, val_share="0"):
+    overrides = own_data.of_folder(str(folder), {"data.val_share": val_share})
+    return load.override_all(recipes.base(), overrides)
+
+
 def read(folder):
-    overrides = own_data.of_folder(str(folder), {"data.val_share": "0"})
-    data = load.override_all(recipes.base(), overrides).data
+    data = config(folder).data
     return data.source, load_dataset(data, "train")
 
 
@@ -43,7 +53,7 @@ def test_corrected_labels_are_written_as_they_came(people, tmp_path):
     )
     finding = np.full(len(table), -1, np.int32)
     finding[0], finding[-1] = 0, 1
-    corrected = Corrected(
+    applied = Corrected(
         table, np.append(kept, -1).astype(np.int32), finding, np.array([1]), np.zeros(0, int)
     )
     found = Findings(
@@ -57,7 +67,8 @@ def test_corrected_labels_are_written_as_they_came(people, tmp_path):
     )
     output = epath.Path(tmp_path / "corrected.json")
     for _ in range(2):  # a second audit replaces the first one's files
-        write_labels(dataset, source, corrected, found, output)
+        first = corrected.original(dataset, config(tmp_path / "people").data, "train")
+        corrected.write_labels(first, source, dataset.name, applied, found, output)
 
     folder = tmp_path / "corrected"
     images = folder / ("JPEGImages" if source == "voc" else "images/train")
@@ -93,3 +104,150 @@ def test_a_detector_that_misses_boxes_everywhere_is_doubted(missing, human, doub
     ]
     said = too_weak({"summary": summary, "data": {"human_boxes": human}})
     assert ("301 boxes seem to be missing where people drew 100" in said) == doubted == bool(said)
+
+
+NOTHING = Findings(*(np.zeros(shape, np.int32) for shape in (0, 0, 0, 0, 0, (0, 4), 0)))
+
+
+def nothing_applied(dataset):
+    human, _, _ = from_coco(dataset.ground_truth, "people")
+    return corrections.apply(human, NOTHING, np.zeros(0, bool))
+
+
+@pytest.mark.parametrize("make", [cases.voc, cases.yolo, cases.coco])
+def test_what_was_set_apart_comes_back_with_the_corrected_labels(make, tmp_path):
+    make(tmp_path / "people")
+    data = config(tmp_path / "people", "0.4").data
+    parts = {split: load_dataset(data, split) for split in ("train", "val")}
+    first = corrected.original(parts["train"], data, "train")
+    output = epath.Path(tmp_path / "corrected.json")
+    nothing = nothing_applied(parts["train"])
+    corrected.write_labels(first, data.source, "train", nothing, NOTHING, output)
+    written = json.loads(output.read_text())
+    names = [part.names(row) for part in parts.values() for row in range(len(part))]
+    assert sorted(image["file_name"] for image in written["images"]) == sorted(names)
+    if data.source == "coco":
+        again = load.override_all(data, {"train.annotations": str(output)})
+        for split, part in parts.items():
+            there = load_dataset(again, split)
+            assert there.image_ids.tolist() == part.image_ids.tolist()
+            np.testing.assert_array_equal(there.boxes.values, part.boxes.values)
+
+
+def coco_people(folder, **more):
+    """Twelve simulated images and their labels as a COCO file with more than boxes."""
+    clean, sizes = simulated.truth(seed=0, images=12)
+    (folder / "images").mkdir(parents=True)
+    images = []
+    for row, (height, width) in enumerate(sizes.tolist()):
+        Image.new("RGB", (width, height)).save(folder / "images" / f"{row}.png")
+        images.append({"id": f"im-{row}", "file_name": f"{row}.png", "height": height,
+                       "width": width, "licence": 3})  # fmt: skip
+    annotations = [
+        {"id": n, "image_id": f"im-{image}", "category_id": int(label), "iscrowd": 0,
+         "bbox": to_bbox(box), "area": 5.0, "segmentation": [[1, 2, 3, 4, 5, 6]], "keypoints": [n]}
+        for n, (image, box, label) in enumerate(zip(clean.image, clean.boxes, clean.labels))
+    ]  # fmt: skip
+    content = {
+        "info": {"by": "hand"}, "licences": [3], "images": images,
+        "annotations": annotations + more.get("annotations", []),
+        "categories": [{"id": n, "name": str(n)} for n in range(simulated.CLASSES)],
+    }  # fmt: skip
+    (folder / "people.json").write_text(json.dumps(content))
+    return clean, sizes, content
+
+
+def test_the_rest_of_a_coco_file_stays_as_it_is(tmp_path):
+    _, _, content = coco_people(tmp_path)
+    data = config(tmp_path).data
+    dataset = load_dataset(data, "train")
+    human, _, _ = from_coco(dataset.ground_truth, "people")
+    moved = Findings(
+        image=human.image[4:5], kind=np.array([PLACE], np.int8), score=np.array([0.9]),
+        human=np.array([4]), detection=np.array([0]), boxes=human.boxes[4:5] + 1,
+        labels=human.labels[4:5],
+    )  # fmt: skip
+    applied = corrections.apply(human, moved, np.ones(1, bool))
+    first = corrected.original(dataset, data, "train")
+    output = epath.Path(tmp_path / "out" / "corrected.json")
+    corrected.write_labels(first, "coco", "train", applied, moved, output)
+    written = json.loads(output.read_text())
+    assert written.keys() == content.keys()
+    for key in content.keys() - {"annotations"}:
+        assert written[key] == content[key]
+    for before, after in zip(content["annotations"], written["annotations"], strict=True):
+        if before["id"] != 4:
+            assert after == before
+        else:
+            assert after["audit"] == {"kind": "place", "score": 0.9} and after["keypoints"] == [4]
+
+
+def test_labels_without_ids_of_their_own_are_written_anew_and_said(tmp_path, caplog):
+    _, _, content = coco_people(tmp_path)
+    for entry in content["annotations"]:
+        del entry["id"]
+    (tmp_path / "people.json").write_text(json.dumps(content))
+    data = config(tmp_path).data
+    dataset = load_dataset(data, "train")
+    first = corrected.original(dataset, data, "train")
+    assert "no ids of their own" in caplog.text
+    output = epath.Path(tmp_path / "corrected.json")
+    corrected.write_labels(first, "coco", "train", nothing_applied(dataset), NOTHING, output)
+    assert len(json.loads(output.read_text())["annotations"]) == len(content["annotations"])
+
+
+def test_labels_are_never_written_over(tmp_path):
+    coco_people(tmp_path)
+    asked = config(tmp_path)
+    with pytest.raises(UserError, match="holds the labels that are audited"):
+        corrected.keep_apart(epath.Path(tmp_path / "people.json"), asked.data)
+    corrected.keep_apart(epath.Path(tmp_path / "audit" / "people.json"), asked.data)
+
+
+@pytest.fixture
+def seen(tmp_path, monkeypatch):
+    """A function that audits what is simulated, with more annotations or images nobody can read."""
+
+    def run(annotations=(), blind=()):
+        clean, sizes, content = coco_people(tmp_path, annotations=list(annotations))
+        look = simulated.look(clean, clean, sizes, seed=1)
+        found = look.detections
+        by_row = {}
+        for row in set(range(len(sizes))) - set(blind):
+            mine, people = found.image == row, clean.image == row
+            parts = found.boxes[mine], found.scores[mine], found.labels[mine]
+            by_row[row] = (*parts, look.probabilities[people], look.refined[people])
+        monkeypatch.setattr(audit, "_looks", lambda *_: {n: dict(by_row) for n in audit.LOOKS})
+        asked = config(tmp_path)
+        dataset = load_dataset(asked.data, "train")
+        output = epath.Path(tmp_path / "audit")
+        made = audit.audit(asked, dataset, [], output, split="train", seen="in sample")
+        return content, made, json.loads((output / "corrected.json").read_text())
+
+    return run
+
+
+def test_images_that_cannot_be_read_are_not_judged(seen, caplog):
+    content, made, written = seen(blind=(2, 5))
+    assert made["data"]["unreadable"] == 2
+    assert caplog.text.count("2 images could not be read and are not audited") == 1
+    assert {f["file_name"] for f in made["findings"]} & {"2.png", "5.png"} == set()
+    assert made["findings"]
+    for finding in made["findings"]:  # rows count all human boxes, not only those judged
+        if finding["human"]:
+            own = content["annotations"][finding["human"]["annotation_id"]]
+            assert own["image_id"] == f"im-{finding['file_name'][:-4]}"
+            np.testing.assert_allclose(finding["human"]["bbox"], own["bbox"], atol=0.02)
+    of_blind = [e for e in written["annotations"] if e["image_id"] in ("im-2", "im-5")]
+    assert of_blind == [e for e in content["annotations"] if e["image_id"] in ("im-2", "im-5")]
+
+
+def test_nothing_is_missing_in_a_crowd(seen):
+    everything = {"id": 999, "image_id": "im-3", "category_id": 0, "iscrowd": 1,
+                  "bbox": [0, 0, simulated.SIDE, simulated.SIDE], "area": 5.0}  # fmt: skip
+    _, made, written = seen(annotations=[everything])
+    missing = [f["file_name"] for f in made["findings"] if f["kind"] == "missing"]
+    assert missing and "3.png" not in missing
+    assert everything in written["annotations"]
+    judged = {f["human"]["annotation_id"] for f in made["findings"] if f["human"]}
+    assert judged  # boxes that people drew in it are judged as everywhere

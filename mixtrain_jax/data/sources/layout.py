@@ -54,8 +54,10 @@ class Layout:
         fields = {"source": self.source, "classes": repr(tuple(self.classes))}
         fields["val_share"] = f"{share:g}"
         for split in ("train", "val", "test"):
-            for field in ("annotations", "images", "list", "split"):
+            for field in ("annotations", "images", "list"):
                 fields[f"{split}.{field}"] = parts.get(split, {}).get(field, "")
+            if self.source == "yolo":  # the other sources have no use for it
+                fields[f"{split}.split"] = parts.get(split, {}).get("split", "")
         return {f"data.{name}": value for name, value in fields.items()}
 
     def __str__(self) -> str:

@@ -50,7 +50,8 @@ function draw(everything) {
   at("progress").value = done;
   at("count").textContent = `${done} of ${shown.length} decided`;
   at("undo").disabled = !past.length;
-  at("all").disabled = !shown.length;
+  at("all").disabled = done === shown.length;
+  at("accept").disabled = at("reject").disabled = !shown.length;
 }
 
 function card(f, place, high) {
@@ -126,12 +127,12 @@ async function load(event) {
   if (!file) return;
   let made;
   try { made = JSON.parse(await file.text()); } catch { made = {}; }
-  if (made.fingerprint !== fingerprint || typeof made.decisions !== "object") {
+  if (made?.fingerprint !== fingerprint || !made.decisions || typeof made.decisions !== "object") {
     alert(`${file.name} was not made on this audit (${fingerprint}).`);
     return;
   }
   const words = Object.entries(made.decisions).filter(([id, word]) => findings[id] && /^(accept|reject)$/.test(word));
-  decide(words.map(([id, word]) => [Number(id), word]));
+  if (words.length) decide(words.map(([id, word]) => [Number(id), word]));
   filter();
 }
 
@@ -153,8 +154,21 @@ addEventListener("keydown", (event) => {
   if (action) { event.preventDefault(); action(); }
 });
 for (const name of ["kinds", "class", "score", "image", "state"]) at(name).addEventListener("input", filter);
-for (const name of ["kinds", "class", "score", "state"]) at(name).addEventListener("change", (e) => e.target.blur());
-at("all").addEventListener("click", () => { decide(shown.map((f) => [f.id, "accept"])); draw(); });
+// A filter set with the mouse gives the keys back to the gallery at once, one set by keys at Enter or Escape.
+let pointed = false;
+addEventListener("pointerdown", () => { pointed = true; }, true);
+addEventListener("keydown", () => { pointed = false; }, true);
+for (const name of ["kinds", "class", "score", "state"]) {
+  at(name).addEventListener("change", (event) => { if (pointed) event.target.blur(); });
+  at(name).addEventListener("keydown", (event) => { if (/^(Enter|Escape)$/.test(event.key)) event.target.blur(); });
+}
+at("accept").addEventListener("click", () => choose("accept"));
+at("reject").addEventListener("click", () => choose("reject"));
+at("all").addEventListener("click", () => {
+  const open = shown.filter((f) => !decisions[f.id]);
+  if (open.length) decide(open.map((f) => [f.id, "accept"]));
+  draw();
+});
 at("undo").addEventListener("click", undo);
 at("load").addEventListener("click", () => at("file").click());
 at("file").addEventListener("change", load);

@@ -1,0 +1,180 @@
+"""Corrected labels, written as the labels came.
+
+COCO's file is read once more and only what was corrected is changed in it: masks, key points,
+licences, further images and ids stay as they are. VOC's and YOLO's labels are written anew, those
+of all images. The labels themselves are never written over.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+from etils import epath
+
+from mixtrain_jax.auditing import corrections, files, labels
+from mixtrain_jax.auditing.corrections import Corrected, from_bbox
+from mixtrain_jax.auditing.findings import Findings
+from mixtrain_jax.auditing.labels import Ints
+from mixtrain_jax.config import load
+from mixtrain_jax.data.sources import text_files, writers
+from mixtrain_jax.data.sources.annotations import Annotations
+from mixtrain_jax.data.sources.dataset import Dataset, with_boxes_of
+from mixtrain_jax.data.sources.load import load_dataset
+from mixtrain_jax.errors import UserError
+from mixtrain_jax.runtime import storage
+
+SAME = 0.01  # pixels by which a box of the file and what was read of it may differ
+
+
+class Original(NamedTuple):
+    """Labels as they came; what `config.data.val_share` sets apart is among them.
+
+    Attributes:
+      content: COCO's lists: those of the file, or made of labels that came otherwise.
+      table: the same images, for formats with a file an image; None where COCO's file was read.
+      places: [H] of each audited box among the annotations of `content`.
+      image_ids: of each row of the data set, as `content` has them.
+      category_ids: of each label, likewise.
+    """
+
+    content: dict[str, Any]
+    table: Annotations | None
+    places: Ints
+    image_ids: Sequence[Any]
+    category_ids: Sequence[Any]
+
+
+def original(dataset: Dataset, data: Any, split: str) -> Original:
+    """Reads labels as they came.
+
+    Args:
+      dataset: the split that was audited.
+      data: `config.data`.
+      split: "train" or "val".
+    """
+    truth = dataset.ground_truth
+    human, rows, category_ids = labels.from_coco(truth, dataset.name)
+    ids = [truth["annotations"][row]["id"] for row in rows]
+    if data.source == "coco":
+        table = dataset.annotations
+        path = (data.train if data.val_share > 0 else data[split]).annotations
+        content = text_files.read_json(path)
+        places = _places(content, ids, human.boxes)
+        if places is not None:
+            image_ids = table.original_ids or table.image_ids.tolist()
+            return Original(
+                content, None, places, image_ids, table.original_categories or category_ids
+            )
+        logging.warning(
+            "%s: its boxes have no ids of their own, or were read otherwise than they stand there; "
+            "corrected labels have images, boxes and classes, and nothing else of it",
+            path,
+        )
+    whole = dataset
+    if data.val_share > 0:
+        whole = load_dataset(load.override_all(data, {"val_share": "0"}), "train")
+    content = whole.ground_truth
+    places = _places(content, ids, human.boxes)
+    if places is None:
+        raise UserError(f"{dataset.name}: the labels changed while they were audited")
+    return Original(content, whole.annotations, places, dataset.image_ids.tolist(), category_ids)
+
+
+def _places(content: dict[str, Any], ids: Sequence[Any], boxes: Any) -> Ints | None:
+    """Where boxes with these ids stand in COCO's annotations; None if not all do, as they are."""
+    entries = content["annotations"]
+    place_of = {str(entry.get("id")): place for place, entry in enumerate(entries)}
+    if len(place_of) < len(entries) or not all(str(key) in place_of for key in ids):
+        return None
+    places = np.array([place_of[str(key)] for key in ids], np.int64)
+    boxed = np.array(["bbox" in entries[place] for place in places], bool)  # or an outline alone
+    try:
+        there = from_bbox([entries[place]["bbox"] for place in places[boxed]])
+    except (TypeError, ValueError):
+        return None
+    return places if np.allclose(there, boxes[boxed], rtol=0, atol=SAME) else None
+
+
+def write_labels(
+    first: Original,
+    source: str,
+    name: str,
+    corrected: Corrected,
+    found: Findings,
+    path: epath.Path,
+) -> None:
+    """Writes corrected labels as a COCO file; those of VOC and YOLO as they came, too.
+
+    The folder beside the file, of the same name without its suffix, then has the labels of every
+    image in the source's own format: what is in it is replaced.
+
+    Args:
+      first: the labels as they came.
+      source: `config.data.source`.
+      name: of the split.
+      corrected: what `corrections.apply` returned.
+      found: the findings it was given.
+      path: the file.
+    """
+    content = corrections.correct_coco(
+        first.content, first.places, first.image_ids, first.category_ids, corrected, found
+    )
+    storage.write(path, json.dumps(content).encode())
+    if source in ("voc", "yolo") and first.table is not None:
+        folder = path.with_suffix("")
+        if storage.exists(folder):
+            folder.rmtree()
+        table = with_boxes_of(first.table, content)
+        lost = writers.WRITERS[source](table, folder, name, "none")
+        for finding in lost:
+            logging.warning("%s: %s", folder, finding)
+
+
+def apply_decisions(
+    dataset: Dataset, data: Any, split: str, output: epath.Path, decisions: epath.Path
+) -> int:
+    """Writes accepted.json: the labels with just those findings applied that a person accepted.
+
+    Args:
+      dataset: the labels that were audited.
+      data: `config.data`.
+      split: "train" or "val".
+      output: the directory of the audit.
+      decisions: what the audit page exported.
+
+    Returns:
+      How many were applied: of two accepted duplicates of each other one stays.
+
+    Raises:
+      UserError: there is no such audit, or it or the decisions are of others.
+    """
+    path = output / "audit.json"
+    contents = text_files.read_json(path, "audit")
+    human, _, _ = labels.from_coco(dataset.ground_truth, dataset.name)
+    ids = [int(number) for number in dataset.image_ids]
+    found = files.from_json(contents, str(path), human, ids, dataset.categories)
+    made = text_files.read_json(decisions, "file of decisions")
+    accepted = files.read_decisions(made, str(decisions), contents)
+    corrected = corrections.apply(human, found, accepted)
+    target = output / "accepted.json"
+    keep_apart(target, data)
+    write_labels(
+        original(dataset, data, split), data.source, dataset.name, corrected, found, target
+    )
+    return int(accepted.sum()) - len(corrected.spared)
+
+
+def keep_apart(path: epath.Path, data: Any) -> None:
+    """Raises UserError where labels would be written over those that were read."""
+    for split in ("train", "val", "test"):
+        place = data[split].annotations
+        if place and epath.Path(place).resolve() in (
+            path.resolve(),
+            path.with_suffix("").resolve(),
+        ):
+            raise UserError(
+                f"{path} holds the labels that are audited; choose another --output, so that they "
+                "are not written over"
+            )
