@@ -9,12 +9,11 @@ whether it fits; then a reckoning of the program: kernels, bytes and FLOP, loops
 wait, and the least time that a step can take (rules: tools/compiled/reckoning.py). --json keeps the
 numbers, for later versions to be compared with, --text the compiled programs themselves.
 
-Needs neither card nor data; for TPUs `pip install "mixtrain_jax[tpu-compiler]"`, for GPUs
-`mixtrain_jax[gpu]`, each in an environment of its own. For GPUs nothing is tuned by trial, so that
-other kernels than these may run on a card, and no seconds are measured. Without buckets in the
-config it takes those that would be chosen for images of COCO's sizes. --quick compiles several
-times as fast and joins fewer operations, so that temporaries come out larger. Exit code 1 tells
-that a bucket does not fit.
+Needs neither card nor data; for TPUs `pip install ".[tpu-compiler]"`, for GPUs `".[gpu]"`, each in
+an environment of its own. For GPUs nothing is tuned by trial, so that other kernels than these may
+run on a card, and no seconds are measured. Without buckets in the config it takes those that would
+be chosen for images of COCO's sizes. --quick compiles several times as fast and joins fewer
+operations, so that temporaries come out larger. Exit code 1 tells that a bucket does not fit.
 """
 
 import argparse

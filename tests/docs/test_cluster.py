@@ -6,6 +6,7 @@ import yaml
 
 from mixtrain_jax import errors, train
 from mixtrain_jax.config import load
+from mixtrain_jax.config.resolve import check_batch_size
 
 FOLDER = load.ROOT / "docs" / "cluster"
 
@@ -37,10 +38,20 @@ def test_a_slurm_job_is_queued_again_after_the_same_codes():
     text = (FOLDER / "train.sbatch").read_text()
     (codes,) = re.findall(r"^  ([\d |]+)\) scontrol requeue", text, re.M)
     assert tuple(map(int, codes.split(" | "))) == errors.RESTARTABLE
-    assert_known(re.findall(r"--(?:config|workdir)=\S+", text))
+    nodes, gpus = (
+        int(re.search(rf"^#SBATCH --{name}=(\d+)", text, re.M)[1])
+        for name in ("nodes", "gpus-per-node")
+    )
+    assert_starts(re.findall(r"--(?:config[.\w]*|workdir)=\S+", text), nodes * gpus)
 
 
-def assert_known(flags):
-    flags = [flag for flag in flags if flag.startswith("--")]
-    read = train.parse().parse_args(flags)
-    assert read.workdir and load.load(str(load.ROOT / read.config))
+def assert_starts(flags, devices):
+    """The flags are known, and such a run has weights to start from and a batch for its devices."""
+    fields = dict(flag[9:].split("=", 1) for flag in flags if flag.startswith("--config."))
+    read = train.parse().parse_args(
+        [flag for flag in flags if flag.startswith("--") and not flag.startswith("--config.")]
+    )
+    config = load.load(str(load.ROOT / read.config), fields)
+    assert read.workdir and config.init_from
+    check_batch_size("batch_size", config.batch_size, devices, 2 * config.accumulate)
+    assert config.eval.batch_size is None  # as many as there are devices
