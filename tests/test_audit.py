@@ -77,6 +77,14 @@ def test_an_audit_of_the_runs_own_labels(run, shapes, capsys):
     assert len(changed) == 1 or gone == 1
 
 
+def test_a_detector_that_never_saw_a_mirror_image_is_not_asked_about_one(run):
+    config, workdir = run
+    config = configs.override_all(config, {"data.augment.flip": "0"})
+    output = workdir / "straight"
+    assert command.main(flags((config, workdir), dump=True, output=str(output))) == 0
+    assert list(dump.read(output / "looks.npz").views) == ["student"]
+
+
 def test_folds_are_trained_without_what_they_judge(run, monkeypatch):
     config, workdir = run
     with harness.traced_once():

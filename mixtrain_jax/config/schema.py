@@ -109,6 +109,7 @@ DATA: Group = {
         "split": Field("", _SPLIT, kind=FREE),
     },
     "augment": {
+        "flip": Field(0.5, "chance that a view is mirrored; 0 where left and right differ", _SHARE),
         "min_posterize_bits": Field(0, "bits that posterise leaves at least", between(0, 8)),
         "cutout_holes": Field((1, 5), "fewest and most holes of a strong view", ascending(2, 0)),
         "cutout_ratios": Field(

@@ -75,10 +75,11 @@ def audit(
     human, places, _ = labels.from_coco(dataset.ground_truth, dataset.name)
     by_look = _looks(asked, dataset, judges, human)
     blind = _unreadable(by_look, dataset)
-    first, *others = (
-        _off_crowds(_covering(by_look[name], blind, dataset, human), dataset, human)
-        for name in LOOKS
-    )
+    looked = {
+        name: _off_crowds(_covering(seen_by, blind, dataset, human), dataset, human)
+        for name, seen_by in by_look.items()
+    }
+    first, *others = looked.values()
     judged = np.flatnonzero(~np.isin(human.image, blind))
     ranked = ranking.rank(
         human.take(judged),
@@ -106,7 +107,7 @@ def audit(
         logging.warning("%s", doubt)
     storage.write_json(output / "audit.json", contents, indent=1)
     if dump:
-        _write_dump(dataset, human, judges, first, others, seen, output)
+        _write_dump(dataset, human, judges, looked, seen, output)
     found = ranked.findings
     applied = corrections.apply(human, found, found.score >= threshold)
     original = corrected.original(dataset, asked.data, split)
@@ -122,15 +123,17 @@ Seen = dict[int, tuple[np.ndarray, ...]]  # by row, as `looks.look` returns it
 def _looks(
     asked: ConfigDict, dataset: Dataset, judges: Sequence[Judge], human: labels.Labels
 ) -> dict[str, Seen]:
-    """What the detectors see of the images that can be read, for each of `LOOKS`."""
+    """What the detectors see of the images that can be read, look by look as `LOOKS` names them."""
     most = max(np.bincount(human.image, minlength=1).max(), asked.data.max_boxes)
     asked = load.override_all(asked, {"data.max_boxes": str(most)})
     config = resolve(asked, val=dataset, devices=parallel.device_count())
     seen_by = looks.with_all_boxes(dataset, human)
     rate = looks.rater(config.model, config.data, config.eval.dtype)
-    by_look: dict[str, Seen] = {name: {} for name in LOOKS}
+    mirrors = asked.data.augment.flip > 0  # a detector that never saw one knows no mirror image
+    names = [name for name in LOOKS if mirrors or not name.startswith("mirrored")]
+    by_look: dict[str, Seen] = {name: {} for name in names}
     for judge in judges:
-        for name in LOOKS:
+        for name in names:
             params, meta = checkpoint.load_weights(judge.source, name.split()[-1])
             detect.check_parameters(judge.source, params, config.model)
             check_categories(judge.source, meta, dataset)
@@ -172,8 +175,7 @@ def _write_dump(
     dataset: Dataset,
     human: labels.Labels,
     judges: Sequence[Judge],
-    first: Look,
-    others: Sequence[Look],
+    looked: dict[str, Look],
     seen: str,
     output: epath.Path,
 ) -> None:
@@ -187,8 +189,8 @@ def _write_dump(
         sizes=dataset.sizes,
         class_names=[str(category["name"]) for category in dataset.categories],
         human=human,
-        look=first,
-        views={name.replace(" ", "_"): look for name, look in zip(LOOKS[1:], others, strict=True)},
+        look=next(iter(looked.values())),
+        views={name.replace(" ", "_"): look for name, look in list(looked.items())[1:]},
         fold=fold,
         note=", ".join(judge.source for judge in judges),
     )

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from mixtrain_jax.config import load
 from mixtrain_jax.data.input.single import single_view
 from mixtrain_jax.data.views import color, geometry, parameters, render
 from mixtrain_jax.data.views.parameters import ViewParameters
@@ -91,6 +92,15 @@ def _samples(kind, config, count=400, size=(40, 60), scale=(96, range(40, 61))):
         )
         for i in range(count)
     ]
+
+
+@pytest.mark.parametrize("chance", [0.0, 1.0])
+def test_flips_can_be_turned_off(config, chance):
+    changed = load.override_all(config, {"data.augment.flip": str(chance)})
+    for kind in ("normal", "weak", "strong"):
+        samples = _samples(kind, changed, count=50)
+        straight = [d.matrix[0, 0] < 0 for d in samples if d.matrix[0, 1] == 0]
+        assert set(straight) == {chance == 1}
 
 
 def test_samples_of_each_kind(config):

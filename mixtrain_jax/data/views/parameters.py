@@ -50,7 +50,7 @@ def sample(
     long, shorts = scale
     new_size = geometry.resized(size, long, int(rng.choice(np.asarray(shorts))))
     matrix = geometry.scale(size, new_size)
-    if rng.random() < 0.5:
+    if rng.random() < augment.flip:
         matrix = geometry.flip(new_size[1]) @ matrix
     op, level = 0, 1
     if kind in ("normal", "strong"):
