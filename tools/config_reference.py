@@ -35,7 +35,7 @@ def _group(name: str, group: schema.Group) -> Iterator[str]:
     fields = {key: each for key, each in group.items() if isinstance(each, schema.Field)}
     if fields:
         yield f"\n## {name or 'the run'}\n\n"
-        yield "| field | base | what | holds | kind |\n|---|---|---|---|---|\n"
+        yield "| field | base | what | may be | kind |\n|---|---|---|---|---|\n"
         for key, field in fields.items():
             full = f"{name}.{key}" if name else key
             value = "unset" if field.default is None else f"`{field.default!r}`"

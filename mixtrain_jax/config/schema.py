@@ -59,7 +59,7 @@ _SHARE = between(0, 1)
 _ANNOTATIONS = "COCO file, folder of VOC's XMLs, or YOLO's data.yaml or labels"
 _IMAGES = "folder of the images"
 _LIST = "text file that names the split's images; empty: all"
-_SPLIT = "of a tfds source, or of YOLO's data.yaml"
+_SPLIT = "its name in a tfds source or in YOLO's data.yaml"
 
 DATA: Group = {
     "source": Field("coco", "how annotations are written: coco, voc, yolo or tfds:NAME"),
@@ -73,8 +73,8 @@ DATA: Group = {
         one_of("auto", "upright", "stored"),
     ),
     "max_boxes": Field(100, "an image's further boxes are cut, and counted", at_least(1)),
-    "mean": Field((123.675, 116.28, 103.53), "of the channels, in their order", length(3)),
-    "std": Field((58.395, 57.12, 57.375), "of the channels, in their order", length(3, above(0))),
+    "mean": Field((123.675, 116.28, 103.53), "of each channel, from 0 to 255", length(3)),
+    "std": Field((58.395, 57.12, 57.375), "the same", length(3, above(0))),
     "channels": Field("rgb", "order in which the network sees them", one_of("rgb", "bgr")),
     "max_bad_share": Field(0.01, "stop when more of the images cannot be read", _SHARE, FREE),
     "workers": Field(0, "images prepared at once; 0: the number of cores", at_least(0), FREE),
@@ -183,7 +183,7 @@ MODEL: Group = {
 }
 
 OPTIMIZER: Group = {
-    "name": Field("adamw", "which one", one_of("adamw", "sgd")),
+    "name": Field("adamw", "which optimizer", one_of("adamw", "sgd")),
     "learning_rate": Field(1e-4, "the highest", above(0)),
     "weight_decay": Field(0.05, "of weights; norms and biases of positions have none", at_least(0)),
     "momentum": Field(0.9, "sgd: of the gradients", below_one()),
@@ -254,7 +254,7 @@ FIELDS: Group = {
             FREE,
             unset=int,
         ),
-        "weights": Field("student", "whose", one_of("student", "teacher", "both"), FREE),
+        "weights": Field("student", "whose weights", one_of("student", "teacher", "both"), FREE),
         "dtype": Field("float32", "of arithmetic", one_of("float32", "bfloat16"), FREE),
         "images": Field(0, "only the first so many; 0: all", at_least(0), FREE),
         "patience": Field(
@@ -288,7 +288,7 @@ FIELDS: Group = {
         30.0, "end all hosts when one does not move for so long; 0: never", at_least(0), FREE
     ),
     "max_memory": Field(
-        1.3, "refuse a step that takes more, times what is there; 0: never", at_least(0), FREE
+        1.3, "refuse a step that takes more than this times the memory; 0: never", at_least(0), FREE
     ),
     "max_bad_steps": Field(
         10, "stop after so many steps in a row with a loss that is not finite", at_least(1), FREE
