@@ -22,6 +22,8 @@ def main(flags: argparse.Namespace) -> int:
     """Checks the data that the flags name; returns the exit code."""
     if flags.config is None:
         raise UserError("say what to look at: --data=FOLDER or --config=FILE")
+    if flags.write and "://" in flags.write:
+        raise UserError(f"--write={flags.write}: a recipe is a file of this machine")
     from etils import epath
 
     from mixtrain_jax import process

@@ -133,3 +133,5 @@ def test_exit_code_when_training_cannot_start(folder, capsys):
 def test_a_config_or_a_folder_is_asked_for(capsys):
     assert run() == cli.BAD_INPUT
     assert "--data=FOLDER" in capsys.readouterr().err
+    assert run("--data=anything", "--write=gs://bucket/mine.py") == cli.BAD_INPUT
+    assert "a recipe is a file of this machine" in capsys.readouterr().err

@@ -20,6 +20,7 @@ from mixtrain_jax.data.sources.annotations import Annotations
 from mixtrain_jax.data.sources.dataset import coco_format
 from mixtrain_jax.data.sources.report import LEFT_OUT, Findings
 from mixtrain_jax.errors import UserError
+from mixtrain_jax.runtime import storage
 
 Images = Literal["copy", "link", "none"]
 
@@ -102,7 +103,7 @@ def write_voc(table: Annotations, folder: epath.Path, split: str, images: Images
         _write(folder / "Annotations" / f"{stem}.xml", text + "\n")
     _write(listing, "".join(f"{stem}\n" for stem in stems))
     classes = "".join(f"{category['name']}\n" for category in table.categories)
-    (folder / "classes.txt").write_text(classes)
+    storage.write(folder / "classes.txt", classes.encode())
     _place(table, names, folder / "JPEGImages", images)
     return findings
 
@@ -130,10 +131,11 @@ def write_yolo(table: Annotations, folder: epath.Path, split: str, images: Image
         _write(path, "".join(f"{line}\n" for line in lines))
     _place(table, names, folder / "images" / split, images)
     path = folder / "data.yaml"
-    content = yaml.safe_load(path.read_text()) if path.exists() else {}
+    content = yaml.safe_load(storage.read(path)) if storage.exists(path) else {}
     content[split] = f"images/{split}"
     content["names"] = {i: str(c["name"]) for i, c in enumerate(table.categories)}
-    path.write_text(yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
+    text = yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
+    storage.write(path, text.encode())
     return findings
 
 
@@ -165,10 +167,9 @@ def _child(parent: ElementTree.Element, name: str, value: object) -> None:
 
 
 def _write(path: epath.Path, text: str) -> None:
-    if path.exists():
+    if storage.exists(path):
         raise UserError(f"{path} is there already; choose another --output")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    storage.write(path, text.encode())
 
 
 def _place(table: Annotations, names: Sequence[str], folder: epath.Path, images: Images) -> None:
