@@ -133,5 +133,8 @@ def test_exit_code_when_training_cannot_start(folder, capsys):
 def test_a_config_or_a_folder_is_asked_for(capsys):
     assert run() == cli.BAD_INPUT
     assert "--data=FOLDER" in capsys.readouterr().err
-    assert run("--data=anything", "--write=gs://bucket/mine.py") == cli.BAD_INPUT
+
+
+def test_a_recipe_is_not_written_to_a_bucket(folder, capsys):
+    assert run(f"--data={folder}", "--write=gs://bucket/mine.py") == cli.BAD_INPUT
     assert "a recipe is a file of this machine" in capsys.readouterr().err
