@@ -16,6 +16,7 @@ from mixtrain_jax.auditing.labels import Bools, Floats, Ints, Labels, clip, pair
 
 SHIFT_IOU = (0.4, 0.7)  # of a shifted box with the clean one, Schubert et al., section 4
 SHIFT_SPREAD = 0.15  # of a shifted box's centre and sides, in sides
+ROUNDED = 0.02  # pixels: files hold hundredths
 MIN_SIDE = 1.0  # pixels, of any box that is drawn here
 
 
@@ -40,8 +41,8 @@ class Planted:
         return np.asarray((self.source >= 0) & (self.labels.labels != clean.labels[self.source]))
 
     def moved(self, clean: Labels) -> Bools:
-        """Returns [N] bool: the box is not the clean box."""
-        differs = np.any(self.labels.boxes != clean.boxes[self.source], axis=1)
+        """Returns [N] bool: the box is not the clean box, but for what a file rounds."""
+        differs = np.abs(self.labels.boxes - clean.boxes[self.source]).max(axis=1) > ROUNDED
         return np.asarray((self.source >= 0) & differs)
 
     def spawned(self) -> Bools:
