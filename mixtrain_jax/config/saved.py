@@ -38,15 +38,21 @@ class Saved:
       asked: the config before it was resolved; locked.
       resolved: the config that was used.
       origin: the file and flags that `asked` came from.
+      labels: what it was trained on, in words with a digest; "" where that was not kept.
     """
 
     asked: ConfigDict
     resolved: FrozenConfigDict
     origin: Origin
+    labels: str = ""
 
 
 def save(
-    workdir: epath.PathLike, asked: ConfigDict, resolved: FrozenConfigDict, origin: Origin
+    workdir: epath.PathLike,
+    asked: ConfigDict,
+    resolved: FrozenConfigDict,
+    origin: Origin,
+    labels: str = "",
 ) -> None:
     """Writes config.json; the file is whole or not there.
 
@@ -56,6 +62,7 @@ def save(
     content = {
         "asked": {"file": origin.file, "flags": origin.flags, "fields": asked.to_dict()},
         "resolved": resolved.to_dict(),
+        "labels": labels,
     }
     storage.write_json(epath.Path(workdir) / NAME, content, indent=2)
 
@@ -74,6 +81,7 @@ def read(workdir: epath.PathLike) -> Saved:
             config_from(_completed(asked["fields"])),
             FrozenConfigDict(tuples(_completed(content["resolved"]))),
             Origin(asked["file"], asked["flags"]),
+            str(content.get("labels", "")),
         )
     except FileNotFoundError as error:
         raise UserError(f"cannot read {path}: {storage.reason(error)}") from error

@@ -3,17 +3,13 @@
 They are the run's own, or one for each part of the images, trained without it.
 """
 
-import hashlib
-import json
 from typing import Any
 
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from mixtrain_jax.config import load, saved, schema
-from mixtrain_jax.config.compare import differences
-from mixtrain_jax.data.sources.annotations import Annotations
+from mixtrain_jax.config import load
 from mixtrain_jax.data.sources.dataset import Dataset
 from mixtrain_jax.data.sources.load import load_dataset, read_annotations
 from mixtrain_jax.errors import STOPPED, UserError
@@ -21,9 +17,8 @@ from mixtrain_jax.evaluation.audit import Judge, audit
 from mixtrain_jax.runtime import hosts, parallel, signals, storage
 from mixtrain_jax.runtime.lock import hold
 from mixtrain_jax.training import loop
+from mixtrain_jax.training.restart import OtherRun
 from mixtrain_jax.training.run import stoppable
-
-LABELS = "labels.json"  # beside a fold's checkpoints: what it was trained on
 
 
 def audit_split(
@@ -107,49 +102,15 @@ def judges(
         own = workdir / "folds" / f"{folds}-{k}"
         storage.make_directory(own)
         config = load.override_all(asked, {"data.train.leave_out": f"({k}, {folds})"})
-        seen = read_annotations(config.data, "train")
         with hold(own):
-            _check_same(own, config, seen)
-            # Whether it may start without pretrained weights was decided when the run started.
-            if loop.train(config, own, stop, from_scratch=True) == STOPPED:
-                return None
+            try:
+                # Whether it may start without pretrained weights was decided when the run started.
+                ended = loop.train(config, own, stop, from_scratch=True)
+            except OtherRun as problem:
+                raise UserError(f"{problem.what}; delete {own} to train it anew") from None
+        if ended == STOPPED:
+            return None
+        seen = read_annotations(config.data, "train")
         unseen = np.flatnonzero(~np.isin(dataset.image_ids, seen.image_ids))
         found.append(Judge(str(own), unseen))
     return found
-
-
-def _check_same(workdir: epath.Path, config: ConfigDict, labels: Annotations) -> None:
-    """Makes sure that a fold's detector, begun before, was trained on these labels, as it is now.
-
-    Raises:
-      UserError: it was not; the message says what to delete.
-    """
-    path = workdir / LABELS
-    now = {"images": len(labels), "boxes": len(labels.rows), "digest": _digest(labels)}
-    advice = f"delete {workdir} to train it anew"
-    if storage.exists(path):
-        before = json.loads(storage.read(path))
-        if before != now:
-            raise UserError(
-                f"{workdir} was trained on other labels ({before['images']} images with "
-                f"{before['boxes']} boxes, there are {now['images']} with {now['boxes']} now): "
-                f"{advice}"
-            )
-    if storage.exists(workdir / saved.NAME):
-        changed = [
-            each
-            for each in differences(saved.read(workdir).asked, config)
-            if each.kind == schema.IDENTITY
-        ]
-        if changed:
-            raise UserError(
-                f"{workdir} was trained otherwise ({', '.join(map(str, changed))}): {advice}"
-            )
-    storage.write_json(path, now)
-
-
-def _digest(labels: Annotations) -> str:
-    """Changes with any image, box or class of the labels."""
-    parts = (labels.image_ids, labels.rows, labels.labels, labels.boxes, labels.crowd)
-    text = b"".join(np.ascontiguousarray(part).tobytes() for part in parts)
-    return hashlib.sha256(text).hexdigest()[:16]

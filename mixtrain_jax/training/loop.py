@@ -68,7 +68,8 @@ def train(
     checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint.keep)
     meta = {"categories": train_set.categories, "config": config.to_dict()}
 
-    restart.check(workdir, asked, config, checkpoints.newest_step(), allow_changes)
+    labels = agreement.labels_of(train_set)
+    restart.check(workdir, asked, config, checkpoints.newest_step(), allow_changes, labels)
     fresh = partial(create_state, optimizer)
     shapes = jax.eval_shape(lambda: fresh(detector.init(model, config.seed)))
     announce.before(config, train_set, val_set, shapes, machine.look(), workdir)
@@ -129,7 +130,7 @@ def train(
         if start:
             parallel.say(f"{workdir}: resuming after step {start}")
         if host == 0:
-            saved.save(workdir, asked, config, origin or saved.Origin())
+            saved.save(workdir, asked, config, origin or saved.Origin(), labels)
 
         for done in range(start + 1, config.steps + 1):
             with monitor.waiting():

@@ -12,12 +12,27 @@ from mixtrain_jax.runtime import parallel, storage
 from mixtrain_jax.training.optimizer import make_schedule
 
 
+class OtherRun(UserError):
+    """A workdir holds another run than the one that is asked for.
+
+    Attributes:
+      what: where, and in what they differ.
+    """
+
+    def __init__(self, what: str):
+        super().__init__(
+            f"{what}; choose another workdir, or add --allow_changes to resume it all the same"
+        )
+        self.what = what
+
+
 def check(
     workdir: epath.Path,
     asked: ConfigDict,
     resolved: FrozenConfigDict,
     step: int | None,
     allow_changes: bool,
+    labels: str = "",
 ) -> None:
     """Compares a run with what its workdir says it was.
 
@@ -30,9 +45,10 @@ def check(
       resolved: the config as used now.
       step: steps taken so far; None: none are saved, and nothing is compared.
       allow_changes: take what would be refused.
+      labels: what it is trained on, as `agreement.labels_of` says it; "" is not compared.
 
     Raises:
-      UserError: data, model, method or the like differ; all such fields are named.
+      OtherRun: data, model, method or the like differ; all such fields are named.
     """
     if step is None or not storage.exists(workdir / saved.NAME):
         return
@@ -40,13 +56,15 @@ def check(
     given = {difference.name for difference in differences(before.asked, asked)}
     found = differences(before.resolved, resolved)
     refused = [difference for difference in found if difference.kind == schema.IDENTITY]
-    if refused and not allow_changes:
-        raise UserError(
-            f"{workdir} holds another run: {_listed(refused, given)}; choose another workdir, or "
-            "add --allow_changes to resume it all the same"
-        )
-    if found:
-        parallel.say(f"{workdir}: changed since the last start: {_listed(found, given)}")
+    relabelled = ""
+    if labels and before.labels and labels != before.labels:
+        relabelled = f"its labels: {before.labels} before, {labels} now"
+    if (refused or relabelled) and not allow_changes:
+        what = ", ".join(filter(None, (_listed(refused, given), relabelled)))
+        raise OtherRun(f"{workdir} holds another run: {what}")
+    if found or relabelled:
+        what = ", ".join(filter(None, (_listed(found, given), relabelled)))
+        parallel.say(f"{workdir}: changed since the last start: {what}")
     if any(difference.kind == schema.SCHEDULE for difference in found):
         rates = [_rate(config, step) for config in (before.resolved, resolved)]
         parallel.say(

@@ -48,6 +48,20 @@ def test_what_makes_it_another_run_is_refused_unless_allowed(
     assert "changed since the last start: config." + field in capsys.readouterr().out
 
 
+def test_other_labels_are_another_run(tmp_path, capsys):
+    asked = load.load("faster", {"steps": "1000"})
+    resolved = resolve(asked, classes=3)
+    saved.save(tmp_path, asked, resolved, saved.Origin(), "9 boxes on 3 images (digest 1)")
+    for labels in ("9 boxes on 3 images (digest 1)", ""):
+        restart.check(tmp_path, asked, resolved, 600, False, labels)
+    now = "10 boxes on 3 images (digest 2)"
+    with pytest.raises(UserError, match=r"its labels: 9 boxes .* before, 10 boxes .* now; choose"):
+        restart.check(tmp_path, asked, resolved, 600, False, now)
+    restart.check(tmp_path, asked, resolved, None, False, now)  # nothing is saved yet
+    restart.check(tmp_path, asked, resolved, 600, True, now)
+    assert "changed since the last start: its labels: 9 boxes" in capsys.readouterr().out
+
+
 def test_a_new_schedule_is_told_with_its_rates(run, capsys):
     run({"steps": "2000"})
     first, second = capsys.readouterr().out.splitlines()
