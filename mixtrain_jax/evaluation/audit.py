@@ -87,9 +87,10 @@ def audit(
         [other.of_human(judged) for other in others],
         len(dataset),
     )
-    findings = ranked.findings
-    of_human = np.where(findings.human >= 0, judged[findings.human], -1).astype(np.int32)
-    ranked = dataclasses.replace(ranked, findings=dataclasses.replace(findings, human=of_human))
+    of_human = ranked.findings.human.copy()
+    of_human[of_human >= 0] = judged[of_human[of_human >= 0]]
+    found = dataclasses.replace(ranked.findings, human=of_human)
+    ranked = dataclasses.replace(ranked, findings=found)
     contents = files.to_json(
         ranked,
         human,
@@ -108,7 +109,6 @@ def audit(
     storage.write_json(output / "audit.json", contents, indent=1)
     if dump:
         _write_dump(dataset, human, judges, looked, seen, output)
-    found = ranked.findings
     applied = corrections.apply(human, found, found.score >= threshold)
     original = corrected.original(dataset, asked.data, split)
     source = asked.data.source

@@ -6,6 +6,7 @@ of all images. The labels themselves are never written over.
 """
 
 import json
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -25,6 +26,8 @@ from mixtrain_jax.data.sources.load import load_dataset
 from mixtrain_jax.errors import UserError
 from mixtrain_jax.runtime import storage
 
+# What a folder of labels holds besides images.
+LABELS = {"voc": ("Annotations", "ImageSets", "classes.txt"), "yolo": ("labels", "data.yaml")}
 SAME = 0.01  # pixels by which a box of the file and what was read of it may differ
 
 
@@ -108,7 +111,7 @@ def write_labels(
     """Writes corrected labels as a COCO file; those of VOC and YOLO as they came, too.
 
     The folder beside the file, of the same name without its suffix, then has the labels of every
-    image in the source's own format: what is in it is replaced.
+    image in the source's own format: labels that are in it are replaced, images stay.
 
     Args:
       first: the labels as they came.
@@ -124,8 +127,11 @@ def write_labels(
     storage.write(path, json.dumps(content).encode())
     if source in ("voc", "yolo") and first.table is not None:
         folder = path.with_suffix("")
-        if storage.exists(folder):
-            folder.rmtree()
+        for label in LABELS[source]:
+            if storage.is_directory(folder / label):
+                storage.delete_directory(folder / label)
+            elif storage.exists(folder / label):
+                (folder / label).unlink()
         table = with_boxes_of(first.table, content)
         lost = writers.WRITERS[source](table, folder, name, "none")
         for finding in lost:
@@ -168,13 +174,15 @@ def apply_decisions(
 
 def keep_apart(path: epath.Path, data: Any) -> None:
     """Raises UserError where labels would be written over those that were read."""
+    file, folder = _place(path), _place(path.with_suffix(""))
     for split in ("train", "val", "test"):
-        place = data[split].annotations
-        if place and epath.Path(place).resolve() in (
-            path.resolve(),
-            path.with_suffix("").resolve(),
-        ):
+        place = _place(data[split].annotations) if data[split].annotations else ""
+        if place in (file, folder) or place.startswith(f"{folder}/"):
             raise UserError(
                 f"{path} holds the labels that are audited; choose another --output, so that they "
                 "are not written over"
             )
+
+
+def _place(path: epath.PathLike) -> str:
+    return os.path.realpath(path) if storage.is_local(path) else os.fspath(path).rstrip("/")

@@ -1,5 +1,6 @@
 """What the audit judges and what not; corrected labels go back into the format they came in."""
 
+import contextlib
 import json
 import shutil
 
@@ -66,6 +67,7 @@ def test_corrected_labels_are_written_as_they_came(people, tmp_path):
         labels=table.labels[[0, -1]],
     )
     output = epath.Path(tmp_path / "corrected.json")
+    (tmp_path / "people.txt").write_text("no label")
     for _ in range(2):  # a second audit replaces the first one's files
         first = corrected.original(dataset, config(tmp_path / "people").data, "train")
         corrected.write_labels(first, source, dataset.name, applied, found, output)
@@ -74,6 +76,9 @@ def test_corrected_labels_are_written_as_they_came(people, tmp_path):
     images = folder / ("JPEGImages" if source == "voc" else "images/train")
     assert not images.exists()  # labels alone were written
     images.mkdir(parents=True)
+    shutil.copy(tmp_path / "people.txt", images / "mine.txt")
+    corrected.write_labels(first, source, dataset.name, applied, found, output)
+    assert (images / "mine.txt").exists()  # nothing but labels is replaced
     for file in (tmp_path / "people").rglob("*.jpg"):
         shutil.copy(file, images)
     again, there = read(folder)
@@ -202,6 +207,13 @@ def test_labels_are_never_written_over(tmp_path):
     with pytest.raises(UserError, match="holds the labels that are audited"):
         corrected.keep_apart(epath.Path(tmp_path / "people.json"), asked.data)
     corrected.keep_apart(epath.Path(tmp_path / "audit" / "people.json"), asked.data)
+    inside = {
+        "data.train.annotations": str(tmp_path / "audit" / ".." / "out" / "x" / "Annotations")
+    }
+    for name, refused in (("x.json", True), ("y.json", False)):
+        data = load.override_all(asked, inside).data
+        with pytest.raises(UserError) if refused else contextlib.nullcontext():
+            corrected.keep_apart(epath.Path(tmp_path / "out" / name), data)
 
 
 @pytest.fixture
