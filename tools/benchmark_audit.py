@@ -78,13 +78,26 @@ def with_truth(data: Dump, path: str) -> Dump:
     )
 
 
-def errors_of(data: Dump) -> Errors:
-    """Returns what is known to be wrong with a dump's human labels: planted or real errors."""
+def errors_of(data: Dump, fold: int | None = None) -> Errors:
+    """Returns what is known to be wrong with a dump's human labels: planted or real errors.
+
+    Args:
+      data: the dump.
+      fold: only of the images that this fold's detector looked at; None: of all.
+    """
     if data.truth is None:
         raise UserError(f"{data.note or 'the dump'}: has no truth to compare with")
     if data.source is None:
-        return measure.real(data.human, data.truth, data.truth_known)
-    return measure.planted(Planted(data.human, data.source), data.truth, len(data.sizes))
+        errors = measure.real(data.human, data.truth, data.truth_known)
+    else:
+        errors = measure.planted(Planted(data.human, data.source), data.truth, len(data.sizes))
+    if fold is None:
+        return errors
+    if data.fold is None or fold not in data.fold:
+        raise UserError(f"--fold={fold}: {data.note or 'the dump'} has no such fold")
+    here = errors.images & (data.fold == fold)
+    missing = errors.missing.take(here[errors.missing.image])
+    return dataclasses.replace(errors, images=here, missing=missing)
 
 
 def ours(data: Dump, level: str, models: Any = None) -> Findings:
@@ -305,7 +318,7 @@ def main(flags: argparse.Namespace) -> None:
         dumps = {path: with_truth(data, flags.truth) for path, data in dumps.items()}
     if flags.fit:
         examples = [
-            calibrate.Example(d.human, d.look, list(d.views.values()), errors_of(d))
+            calibrate.Example(d.human, d.look, list(d.views.values()), errors_of(d, flags.fold))
             for d in dumps.values()
         ]
         models = calibrate.to_json(calibrate.learn(examples), flags.note)
@@ -316,7 +329,7 @@ def main(flags: argparse.Namespace) -> None:
         ranker = ranking.from_json(json.loads(pathlib.Path(flags.calibration).read_text()))
     report = {}
     for path, data in dumps.items():
-        errors = errors_of(data)
+        errors = errors_of(data, flags.fold)
         found = arms(data, ranker)
         report[path] = {name: score(one, errors, flags.rounds) for name, one in found.items()}
         count = {k: int((errors.kinds == n).sum()) for n, k in enumerate(KINDS) if n != MISSING}
@@ -336,6 +349,9 @@ def parse() -> argparse.ArgumentParser:
     parser.add_argument("--fit", action="store_true", help="fit the ranking instead of comparing")
     parser.add_argument("--note", default="", help="with --fit: what it was fitted on")
     parser.add_argument("--calibration", help="models to use instead of the package's")
+    parser.add_argument(
+        "--fold", type=int, help="fit on, or measure on, the images of one fold's detector alone"
+    )
     parser.add_argument("--output", help="JSON file to write")
     parser.add_argument("--rounds", type=int, default=300, help="draws of the bootstrap")
     return parser

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from mixtrain_jax.auditing import dump, noise
+from mixtrain_jax.auditing import dump, measure, noise
 from mixtrain_jax.auditing.dump import Dump
 from mixtrain_jax.errors import UserError
 from tests.auditing import simulated
@@ -53,6 +53,20 @@ def test_it_fits_and_compares(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "| ours, complete |" in printed
     assert "before and after repair" in printed
+
+
+def test_one_fold_is_measured_alone(tmp_path):
+    data = example(3)
+    whole = benchmark_audit.errors_of(data)
+    parts = [benchmark_audit.errors_of(data, fold) for fold in (0, 1)]
+    assert not (parts[0].images & parts[1].images).any()
+    assert sum(len(part.missing) for part in parts) == len(whole.missing)
+    found = benchmark_audit.ours(data, "views")
+    counts = [measure.judge(found, errors).errors() for errors in (whole, *parts)]
+    assert counts[0] == counts[1] + counts[2] and min(counts) > 0
+    dump.write(tmp_path / "3.npz", data)
+    with pytest.raises(UserError, match="--fold=2: .* has no such fold"):
+        run(tmp_path / "3.npz", "--fold", 2)
 
 
 def test_ultralytics_formulas_are_those_of_an_image_taken_per_box():
