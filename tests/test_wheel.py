@@ -13,6 +13,9 @@ import pytest
 
 from mixtrain_jax.config import load
 
+# A checkout on PYTHONPATH would be taken for the installed package.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
@@ -39,16 +42,15 @@ def python(wheel, tmp_path_factory):
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     found = folder / "bin" / "python"
     install = [found, "-m", "pip", "install", "--quiet", "--no-deps", wheel]
-    subprocess.run(install, check=True, capture_output=True)
+    subprocess.run(install, check=True, capture_output=True, env=ENVIRONMENT)
     packages = pathlib.Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
     (packages / "others.pth").write_text("\n".join(site.getsitepackages()) + "\n")
     return found
 
 
 def run(python, folder, *arguments):
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     return subprocess.run(
-        [python, *arguments], cwd=folder, env=environment, capture_output=True, text=True
+        [python, *arguments], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True
     )
 
 
