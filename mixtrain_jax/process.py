@@ -90,6 +90,6 @@ def cpu_devices(config: Any, training: bool, cores: int, environment: Mapping[st
     backbone = config.model.backbone
     small = backbone.name == "resnet" and backbone.base_channels < _NARROW
     parts = config.accumulate * (2 if config.mixtraining.enabled else 1)
-    shared = (config.eval.batch_size or 2) % 2 == 0
+    shared = config.eval.batch_size is None or config.eval.batch_size % 2 == 0
     shared &= not training or config.batch_size % (2 * parts) == 0
     return 2 if small and shared else 1

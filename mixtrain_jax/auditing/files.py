@@ -175,16 +175,14 @@ def from_json(
         ) from error
     mine = found.human >= 0
     rows_of = found.human[mine]
-    same = audit["categories"] == [{"id": c["id"], "name": c["name"]} for c in categories]
-    if (
-        not same
-        or np.any(rows_of >= len(human))
-        or not (
-            np.array_equal(human.image[rows_of], found.image[mine])
-            and np.array_equal(human.labels[rows_of], classes)
-            and np.allclose(human.boxes[rows_of], boxes, rtol=0, atol=SAME)
-        )
-    ):
+    same = (
+        audit["categories"] == [{"id": c["id"], "name": c["name"]} for c in categories]
+        and np.all(rows_of < len(human))
+        and np.array_equal(human.image[rows_of], found.image[mine])
+        and np.array_equal(human.labels[rows_of], classes)
+        and np.allclose(human.boxes[rows_of], boxes, rtol=0, atol=SAME)
+    )
+    if not same:
         raise UserError(
             f"{where}: is about other labels, or they changed since; name the annotations that "
             "were audited, or run the audit again"

@@ -97,19 +97,22 @@ def paired_iou(a: Floats, b: Floats) -> Floats:
 
     Two boxes without area have IoU 0.
     """
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
-    sides = np.maximum(sides, 0)
-    overlap = sides[..., 0] * sides[..., 1]
+    overlap = _overlap(a, b)
     return np.asarray(overlap / np.maximum(area(a) + area(b) - overlap, 1e-9))
 
 
 def covered(boxes: Floats, areas: Floats) -> Floats:
     """Returns [N, M] the share of each box [N, 4] that lies in each of other boxes [M, 4]."""
-    low = np.maximum(boxes[:, None, :2], areas[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], areas[None, :, 2:])
-    inside = np.maximum(np.asarray(high - low, np.float64), 0).prod(axis=-1)
+    inside = _overlap(boxes[:, None], areas[None])
     return np.asarray(inside / np.maximum(area(boxes)[:, None], 1e-9))
+
+
+def _overlap(a: Floats, b: Floats) -> Floats:
+    """Returns the float64 area that boxes a [..., 4] share with boxes b [..., 4]."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    sides = np.maximum(sides, 0)
+    return np.asarray(sides[..., 0] * sides[..., 1])
 
 
 def clip(boxes: Floats, sizes: Ints) -> Floats:

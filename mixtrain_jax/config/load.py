@@ -43,6 +43,10 @@ def load(source: str, overrides: Mapping[str, str] | Iterable[str] = ()) -> Conf
     Raises:
       UserError: the file is missing or fails, refuses its argument, or has no such field or type.
     """
+    if "://" in source:
+        raise UserError(
+            f"--config={source}: copy the config to this machine; it cannot be in a bucket"
+        )
     path, _, argument = source.partition(":")
     config = _get_config(find(path), argument)
     if not isinstance(overrides, Mapping):
@@ -68,10 +72,6 @@ def find(name: str) -> str:
     Raises:
       UserError: there is neither such a file nor such a recipe.
     """
-    if "://" in name or name in ("gs", "s3"):  # what stands before the colon of FILE:ARGUMENT
-        raise UserError(
-            f"--config={name}: copy the config to this machine; it cannot be in a bucket"
-        )
     path = pathlib.Path(name)
     if path.is_file():
         return name

@@ -28,9 +28,9 @@ def resolve(
     """Returns a config with nothing left open.
 
     Filled in are the number of classes, the length of training in steps, the steps at which the
-    learning rate falls, the images of a batch of an evaluation, and the buckets;
-    of val for images nobody has seen yet where there is no
-    val set. Without a training set, only what detection needs is filled in.
+    learning rate falls, the images of a batch of an evaluation, and the buckets; of val for images
+    nobody has seen yet where there is no val set. Without a training set, only what detection needs
+    is filled in.
 
     Args:
       config: what was asked; it stays as it is.

@@ -58,7 +58,9 @@ def fingerprint(
         fields[f"the categories of {dataset.name}"] = repr(dataset.categories)
         fields[f"the number of images of {dataset.name}"] = len(dataset)
         fields[f"the image ids of {dataset.name}"] = _digest([dataset.image_ids, dataset.sizes])
-        fields[f"the boxes of {dataset.name}"] = _digest([*dataset.boxes, *dataset.labels])
+        fields[f"the boxes of {dataset.name}"] = _digest(
+            [dataset.boxes.values, dataset.labels.values]
+        )
     fields["the step to start from"] = step
     fields["the parameters to start from"] = _digest(jax.tree.leaves(state))
     return fields
