@@ -57,7 +57,8 @@ def test_every_logged_name_is_explained_and_no_other(finished):
     written = {name for line in lines for name in json.loads(line)} - {"step", "time"}
     # With eval.weights="both", and with mend_normal: tests/training and tests/mixtraining.
     written |= {name.replace("val_student", "val_teacher") for name in written}
-    assert explained == written | {"boxes/missing_normal"}
+    fates = ("kept", "dropped", "replaced", "mending", "missing")
+    assert explained == written | {f"boxes/{fate}_normal" for fate in fates}
 
 
 def test_training_without_val(shapes, tmp_path, capsys):

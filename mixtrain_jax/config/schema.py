@@ -215,11 +215,17 @@ MIXTRAINING: Group = {
     ),
     "gt_score_threshold": Field(0.9, "human boxes rated at or below it are too hard", _SHARE),
     "pseudo_score_threshold": Field(0.9, "teacher's detections above it are pseudo boxes", _SHARE),
+    "replace_score_threshold": Field(
+        1.0, "beyond the paper: < 1 keeps human boxes rated above it from being replaced", _SHARE
+    ),
     "iou_threshold": Field(0.5, "IoU above which a pseudo box replaces a human box", _SHARE),
     "mixed_loss_weight": Field(2.0, "of the mixed half's losses", at_least(0)),
     "ema_momentum": Field(0.999, "of the teacher's moving average", below_one()),
     "ema_warmup_steps": Field(100, "steps until the momentum is whole", at_least(0)),
-    "mend_normal": Field(False, "beyond the paper: missing boxes join the normal half too"),
+    "mend_normal": Field(False, "beyond the paper: mixed targets for the normal half too"),
+    "normal_gt_score_threshold": Field(
+        0.0, "with mend_normal: human boxes rated at or below it are left out there", _SHARE
+    ),
     "soften_normal": Field(False, "beyond the paper: soft background in the normal half too"),
     "must_agree": Field(False, "beyond the paper: pseudo boxes are there in the mirrored view too"),
     "agreement_iou": Field(0.7, "IoU with which a detection is there in the mirrored view", _SHARE),

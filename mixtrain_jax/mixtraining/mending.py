@@ -1,14 +1,14 @@
-"""Beyond the paper: a threshold found in the data, and missing boxes for the normal half too.
+"""Beyond the paper: a threshold found in the data, and mixed targets for the normal half too.
 
-Where people left objects out, the normal half of a batch goes on teaching that these are
-background, and no score that human boxes suggest is the right threshold: what people leave out is
-often another sort (small, cut by the border) than what they draw. But the teacher can tell: an
-object is found again, in nearly the same place, when the image is mirrored; a false detection often
-is not. All of this is off in the paper's recipes.
+Where labels are wrong, the normal half of a batch goes on teaching what is wrong with them, such as
+that an object without a box is background. And no score that human boxes suggest is the right
+threshold: what people leave out is often another sort (small, cut by the border) than what they
+draw. But the teacher can tell: an object is found again, in nearly the same place, when the image
+is mirrored; a false detection often is not. All of this is off in the paper's recipes.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,15 +24,6 @@ Sum = Callable[[Any], Any]
 
 LEVELS = 100  # of the scores among which a threshold is looked for
 FEWEST = 10  # detections it takes to judge a level
-
-
-class _OnlyAdd(NamedTuple):
-    """The switches `targets.combine` reads, set so that human boxes stay as they are."""
-
-    iou_threshold: float
-    mixed_augmentation: bool = False
-    replace_boxes: bool = False
-    add_missing: bool = True
 
 
 def least_score(
@@ -79,7 +70,11 @@ def normal_half(
     config: Any,
     sum_over_devices: Sum,
 ) -> tuple[Targets, BackgroundWeight | None, dict[str, Array]]:
-    """Targets of the normal half: all human boxes, and the teacher's that overlap none of them.
+    """Targets of the normal half: its human boxes or, with `mend_normal`, mixed targets.
+
+    They are made as those of the mixed half are, of what the teacher says of the same view: its
+    boxes replace human ones or join them. Only nothing is too hard here: human boxes are left out
+    where it rates them as low as wrong ones, at or below `normal_gt_score_threshold`.
 
     Args:
       model: the detector.
@@ -104,8 +99,13 @@ def normal_half(
     if config.must_agree:
         valid = teaching.agrees(model, teacher, view, found, config.agreement_iou)
     pseudo = Targets(found.boxes, found.labels, valid)
-    rated = jnp.ones(human.valid.shape)
-    combined, assignment = mixing.combine(human, rated, pseudo, _OnlyAdd(config.iou_threshold))
+    ratings = teaching.rate(model, teacher, seen, human)
+    combined, assignment = mixing.combine(
+        human, ratings, pseudo, config, config.normal_gt_score_threshold
+    )
     images = sum_over_devices(jnp.float32(len(view.image)))
-    metrics = {"boxes/missing_normal": sum_over_devices(assignment.missing.sum()) / images}
+    metrics = {
+        f"boxes/{name}_normal": sum_over_devices(mask.sum()) / images
+        for name, mask in assignment._asdict().items()
+    }
     return jax.lax.stop_gradient(combined), weight, metrics

@@ -2,7 +2,8 @@
 
 MixTraining, sections 3.2 and 3.3: a human box the teacher rates too low is too hard under strong
 augmentation and is left out; one that overlaps a pseudo box is replaced by it; pseudo boxes that
-overlap no human box are missing labels found. Static shapes: N human and P pseudo slots, joined
+overlap no human box are missing labels found. Beyond the paper, boxes that the teacher rates high
+can be safe from being replaced. Static shapes: N human and P pseudo slots, joined
 and masked.
 """
 
@@ -33,32 +34,36 @@ class BoxAssignment(NamedTuple):
 
 
 def combine(
-    human: Targets, ratings: Array, pseudo: Targets, config: Any
+    human: Targets, ratings: Array, pseudo: Targets, config: Any, hard: float | None = None
 ) -> tuple[Targets, BoxAssignment]:
-    """Joins human and pseudo boxes into the targets of the strong view.
+    """Joins human and pseudo boxes into the targets of a view.
 
     Args:
-      human: N human boxes an image, in pixels of the strong view.
+      human: N human boxes an image, in pixels of the view.
       ratings: [B, N] float32, the teacher's probability of each human box's class.
-      pseudo: P pseudo boxes an image, in pixels of the strong view.
+      pseudo: P pseudo boxes an image, in pixels of the view.
       config: `config.mixtraining`.
+      hard: rating at or below which a human box is left out; None takes the config's.
 
     Returns:
       Targets with N + P slots, human boxes first, and what became of every box.
     """
-    hard = ratings <= config.gt_score_threshold if config.mixed_augmentation else False
-    easy = human.valid & ~jnp.broadcast_to(hard, human.valid.shape)
+    threshold = config.gt_score_threshold if hard is None else hard
+    easy = human.valid
+    if config.mixed_augmentation:
+        easy &= ratings > threshold
     overlaps = box_ops.iou(human.boxes, pseudo.boxes) > config.iou_threshold
     overlaps &= human.valid[..., :, None] & pseudo.valid[..., None, :]
-    overlapping = overlaps.any(-2)
+    doubted = ratings <= config.replace_score_threshold  # all of them at 1, as in the paper
+    stands_in = (overlaps & doubted[..., None]).any(-2)
 
-    replaced = easy & overlaps.any(-1) & config.replace_boxes
+    replaced = easy & doubted & overlaps.any(-1) & config.replace_boxes
     assignment = BoxAssignment(
         kept=easy & ~replaced,
         replaced=replaced,
         dropped=human.valid & ~easy,
-        mending=pseudo.valid & overlapping & config.replace_boxes,
-        missing=pseudo.valid & ~overlapping & config.add_missing,
+        mending=pseudo.valid & stands_in & config.replace_boxes,
+        missing=pseudo.valid & ~overlaps.any(-2) & config.add_missing,
     )
     targets = Targets(
         jnp.concatenate([human.boxes, pseudo.boxes], axis=-2),

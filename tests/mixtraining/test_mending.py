@@ -119,20 +119,32 @@ def test_agrees_mirrors_within_the_image_and_leaves_the_padding(monkeypatch):
     np.testing.assert_array_equal(stub.seen[0][0, 0, 40:, 0], 0)
 
 
-def test_mend_adds_what_overlaps_no_human_box_and_leaves_human_boxes_alone(detector):
+@pytest.mark.parametrize(
+    ("fields", "kept", "replaced_by"),
+    [
+        (dict(normal_gt_score_threshold=0.0, replace_boxes=False), [True, True], False),
+        (dict(normal_gt_score_threshold=0.2, replace_boxes=False), [True, False], False),
+        (dict(normal_gt_score_threshold=0.2), [False, False], True),
+        (dict(normal_gt_score_threshold=0.2, replace_score_threshold=0.6), [True, False], False),
+        (dict(gt_score_threshold=0.95), [False, True], True),
+    ],
+)
+def test_the_normal_half_is_mended_as_the_mixed_half_is(detector, fields, kept, replaced_by):
     human = view([[0, 0, 10, 10], [20, 20, 30, 30]], [0, 1])
     detector["upright"] = detections(
         [[1, 0, 11, 10], [20, 40, 30, 50], [0, 50, 10, 60]], [1, 0, 0], [0.9, 0.5, 0.2]
     )
-    detector["probabilities"] = jnp.full((1, 2, 3), 1 / 3)
-    method = config(mend_normal=True, gt_score_threshold=0.9)
+    detector["probabilities"] = jnp.array([[[0.7, 0.2, 0.1], [0.8, 0.1, 0.1]]])
+    method = config(mend_normal=True, **fields)
     targets, weight, told = mending.normal_half(None, None, human, 0.4, method, one)
     assert weight is None
-    np.testing.assert_array_equal(targets.valid[0], [True, True, False, True, False])
+    np.testing.assert_array_equal(targets.valid[0], [*kept, replaced_by, True, False])
     np.testing.assert_array_equal(targets.boxes[0, :2], human.boxes[0])
     np.testing.assert_array_equal(targets.labels[0, :2], human.labels[0])
     np.testing.assert_array_equal(targets.boxes[0, 3], [20, 40, 30, 50])
     assert told["boxes/missing_normal"] == 1
+    assert told["boxes/kept_normal"] == sum(kept)
+    assert told["boxes/replaced_normal"] == told["boxes/mending_normal"] == replaced_by
 
 
 def test_switched_off_the_normal_half_is_the_human_boxes():

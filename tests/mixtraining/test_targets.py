@@ -92,6 +92,18 @@ def test_switches(changes, human, pseudo):
     assert listed(targets) == expected
 
 
+@pytest.mark.parametrize(("highest", "replaced"), [(1.0, True), (0.96, True), (0.9, False)])
+def test_a_box_rated_above_the_replace_threshold_stays_as_it_is(highest, replaced):
+    ratings = [0.99, 0.99, 0.95, 0.99]
+    targets, assignment = combine(ratings, method(replace_score_threshold=highest))
+    assert assignment.replaced[0].tolist() == [False, False, replaced, False]
+    assert assignment.mending[0].tolist() == [replaced, False, False]
+    assert assignment.missing[0].tolist() == [False, True, False]
+    over = entry(PSEUDO, PSEUDO_LABELS, 0) if replaced else entry(HUMAN, LABELS, 2)
+    kept = {entry(HUMAN, LABELS, 0), entry(HUMAN, LABELS, 1)}
+    assert listed(targets) == kept | {over, entry(PSEUDO, PSEUDO_LABELS, 1)}
+
+
 def test_a_teacher_that_finds_nothing_leaves_the_easy_boxes():
     targets, assignment = combine([0.95, 0.2, 0.99, 0.99], method(), pseudo_valid=[False] * 3)
     assert listed(targets) == {entry(HUMAN, LABELS, 0), entry(HUMAN, LABELS, 2)}
