@@ -165,7 +165,7 @@ class Detector:
         if not images:
             return []
         given = [each if isinstance(each, np.ndarray) else os.fspath(each) for each in images]
-        dataset = plain_images.in_memory(given, self._resolved.data.exif)
+        dataset = plain_images.in_memory(given, self._resolved.data)
         _refuse(predict.fitting_no_bucket(dataset, self._resolved.data.val))
         errors = ReadErrors(max_share=1.0)
         with memory_in_one_line(detect.LESS_MEMORY):
@@ -216,7 +216,7 @@ class Detector:
         Raises:
           UserError: the data cannot be used, or has other classes.
         """
-        config = _changed(self.config, changes, data, self.config.data.classes)
+        config = _changed(self.config, changes, data, run=True)
         target = None if output is None else epath.Path(output)
         with memory_in_one_line(detect.LESS_MEMORY):
             return evaluate(config, self._weights, target, split)
@@ -363,10 +363,10 @@ def _changed(
     config: ConfigDict,
     changes: Changes | None,
     data: str | os.PathLike[str] | None = None,
-    classes: Sequence[str] = (),
+    run: bool = False,
 ) -> ConfigDict:
-    """The config with changes, on the data of a folder if one is named."""
+    """The config (a run's, or one to train by) with changes, on a folder's data if one is named."""
     texts = _texts(changes)
     if data is not None:
-        texts = own_data.of_folder(os.fspath(data), texts, classes)
+        texts = own_data.of_folder(os.fspath(data), texts, config.data if run else None)
     return configs.override_all(config, texts)

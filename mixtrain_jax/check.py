@@ -22,9 +22,12 @@ def main(flags: argparse.Namespace) -> int:
     """Checks the data that the flags name; returns the exit code."""
     if flags.config is None:
         raise UserError("say what to look at: --data=FOLDER or --config=FILE")
+    from etils import epath
+
     if flags.write and "://" in flags.write:
         raise UserError(f"--write={flags.write}: a recipe is a file of this machine")
-    from etils import epath
+    if flags.write and epath.Path(flags.write).exists() and not flags.overwrite:
+        raise UserError(f"{flags.write} is there already; choose another file, or add --overwrite")
 
     from mixtrain_jax import process
 
@@ -52,16 +55,19 @@ def main(flags: argparse.Namespace) -> int:
 
 def _look(config: Any) -> list[Any]:
     """Reads the splits that the config names, and every image of them."""
-    from mixtrain_jax.data.sources.load import check_same_categories, has_split, load_dataset
+    from mixtrain_jax.data.sources import load
     from mixtrain_jax.inspection.look import look
 
-    datasets = [
-        load_dataset(config.data, split)
-        for split in ("train", "val", "test")
-        if has_split(config.data, split)
-    ]
+    if not load.has_split(config.data, "train"):
+        raise UserError(
+            "there is no train split: set config.data.train.annotations, or give --data"
+        )
+    train = load.load_dataset(config.data, "train")
+    data = load.as_train_reads(config.data, train)
+    datasets = [train]
+    datasets += [load.load_dataset(data, s) for s in ("val", "test") if load.has_split(data, s)]
     for other in datasets[1:]:
-        check_same_categories(datasets[0], other)
+        load.check_same_categories(train, other)
     return [look(dataset, config.data.workers) for dataset in datasets]
 
 
@@ -74,10 +80,10 @@ def _write(flags: argparse.Namespace, looked: list[Any]) -> None:
     from mixtrain_jax.runtime import machine, storage
 
     path = epath.Path(flags.write)
-    if path.exists() and not flags.overwrite:
-        raise UserError(f"{path} is there already; choose another file, or add --overwrite")
     found = facts.gather(looked, flags.config.data)
-    text = recipe.text(found, machine.look(), weights.read(flags.weights), flags.write)
+    folder = {f"data.{name}" for name in found.fields}
+    asked = {name: load.get(flags.config, name) for name in flags.origin.flags.keys() - folder}
+    text = recipe.text(found, machine.look(), weights.read(flags.weights), flags.write, asked)
     storage.write(path, text.encode())
     load.load(str(path))  # it is a config that train takes
     print(f"wrote {path}; train with:\n  {recipe.train_command(machine.look(), flags.write)}")

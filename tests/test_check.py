@@ -31,7 +31,7 @@ def coco(folder: pathlib.Path, split: str, boxes: dict[str, list]) -> None:
             for n, name in enumerate(names)
         ],
         "annotations": [
-            {"id": 100 * n + i, "image_id": n, "category_id": c, "bbox": box}
+            {"id": 1000 * n + i, "image_id": n, "category_id": c, "bbox": box}
             for n, name in enumerate(names)
             for i, (c, *box) in enumerate(boxes[name])
         ],
@@ -138,3 +138,50 @@ def test_a_config_or_a_folder_is_asked_for(capsys):
 def test_a_recipe_is_not_written_to_a_bucket(folder, capsys):
     assert run(f"--data={folder}", "--write=gs://bucket/mine.py") == cli.BAD_INPUT
     assert "a recipe is a file of this machine" in capsys.readouterr().err
+
+
+def test_an_evaluation_that_would_stop_is_said_too(folder):
+    for number in range(2, 20):
+        image(folder / "val" / f"{number}.png", 100 + number)
+    good = [(1, 4, 5, 30, 20), (2, 30, 30, 20, 24)]
+    coco(folder, "val", {f"{number}.png": good for number in range(20)})
+    for number in range(10):
+        (folder / "val" / f"{number}.png").write_bytes(b"no image")
+    code, _, problems = looked_at(folder)
+    assert code == check.CANNOT_START
+    assert "evaluation would stop" in one(problems, "val", "cannot be used")["done"]
+
+
+def test_of_few_images_more_than_half_are_too_many(folder):
+    coco(folder, "train", {f"{n}.png": [(1, 4, 5, 30, 20)] for n in range(6)})
+    for number in range(4):
+        (folder / "train" / f"{number}.png").write_bytes(b"no image")
+    assert looked_at(folder)[0] == check.CANNOT_START
+
+
+def test_the_recipe_has_room_for_all_boxes_and_what_was_asked(folder, tmp_path):
+    crowded = [(1, x, y, 5, 5) for x in range(0, 75, 5) for y in range(0, 50, 5)]
+    coco(folder, "train", {f"{n}.png": crowded for n in range(12)})
+    path = tmp_path / "mine.py"
+    code, _, problems = looked_at(
+        folder, f"--write={path}", "--config.data.max_bad_share=0.9", "--config.batch_size=4"
+    )
+    assert code == 0
+    assert one(problems, "train", "boxes beyond the first 100")["count"] == 50 * 12
+    config = configs.load(str(path))
+    assert config.data.max_boxes == 150
+    assert config.data.max_bad_share == 0.9 and config.batch_size == 4
+    looked = looked_at(folder, f"--write={path}")  # it is there: nothing is read
+    assert looked[0] == cli.BAD_INPUT
+
+
+def test_images_set_apart_are_counted(folder):
+    shutil.rmtree(folder / "val")
+    _, _, problems = looked_at(folder)
+    note = one(problems, "train", "are set apart as val")
+    assert note["count"] == len(note["where"]) > 0
+
+
+def test_a_set_without_train_is_one_line(folder, capsys):
+    assert run(f"--data={folder}", "--config.data.train.annotations=") == cli.BAD_INPUT
+    assert "no train split" in capsys.readouterr().err

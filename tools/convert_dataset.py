@@ -38,7 +38,7 @@ def convert(folder: str, to: str, output: epath.Path, images: writers.Images) ->
     told = []
     for split in found.parts:
         part = split if data[split].annotations or data[split].images else "train"
-        table, _ = headers.look(read_annotations(data, part), data.exif, split)
+        table, _ = headers.look(read_annotations(data, part), data.exif, split, data.white)
         lost = writers.WRITERS[to](table, output, split, images)
         told.append(f"{split}: {len(table)} images, {len(table.ids)} boxes from {table.source}")
         told += [f"  {finding}" for finding in (*table.findings, *lost)]

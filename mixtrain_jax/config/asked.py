@@ -41,6 +41,8 @@ def of_run(
 ) -> tuple[ConfigDict, Origin]:
     """Reads what a run was asked for, with changes, and on other data if a folder is named.
 
+    Deep images are scaled as those that it was trained on.
+
     Args:
       workdir: of the run.
       changes: text of fields to change.
@@ -50,7 +52,10 @@ def of_run(
       UserError: the workdir has no config, or there is no such field or data set.
     """
     found, changes = saved.read(workdir), dict(changes)
+    asked = found.asked
+    if asked.data.white is None and found.resolved.data.white is not None:
+        asked = load.override_all(asked, {"data.white": str(found.resolved.data.white)})
     if folder:
-        changes = own_data.of_folder(folder, changes, found.asked.data.classes)
-    config = load.override_all(found.asked, changes)
+        changes = own_data.of_folder(folder, changes, asked.data)
+    config = load.override_all(asked, changes)
     return config, Origin(found.origin.file, found.origin.flags | changes)

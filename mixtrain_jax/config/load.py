@@ -41,7 +41,8 @@ def load(source: str, overrides: Mapping[str, str] | Iterable[str] = ()) -> Conf
       The config, locked: a field that is not there can be neither read nor set.
 
     Raises:
-      UserError: the file is missing or fails, refuses its argument, or has no such field or type.
+      UserError: the file is missing or fails, refuses its argument or sets what is no field, or
+        there is no such field or type.
     """
     if "://" in source:
         raise UserError(
@@ -49,6 +50,13 @@ def load(source: str, overrides: Mapping[str, str] | Iterable[str] = ()) -> Conf
         )
     path, _, argument = source.partition(":")
     config = _get_config(find(path), argument)
+    known, given = [name for name, _ in schema.fields()], _fields(config)
+    strange = next((name for name in given if name not in known), None)
+    if strange is not None and given.keys() >= set(known):  # a misspelt field of a whole recipe
+        raise UserError(
+            f"config file {path!r} sets config.{strange}, which is no field; the nearest is "
+            f"config.{_nearest(strange, known)}"
+        )
     if not isinstance(overrides, Mapping):
         overrides = dict(_split(text) for text in overrides)
     return override_all(config, overrides)
@@ -94,7 +102,14 @@ def check(config: ConfigDict) -> None:
         if not rules.finite(value):
             raise UserError(f"config.{name} is {value}: give finite numbers")
     for name, field in schema.fields():
-        if name in values and field.rule is not None and not field.rule.test(values[name]):
+        if name not in values:
+            continue
+        try:
+            if isinstance(field.default, tuple):
+                _like(tuple(values[name]), field.default, "")
+        except (TypeError, ValueError) as error:
+            raise UserError(f"config.{name} is {values[name]!r}: expected {error}") from None
+        if field.rule is not None and not field.rule.test(values[name]):
             raise UserError(f"config.{name} is {values[name]!r}: {field.rule.text}")
     stages = {name: len(values.get(f"model.roi_head.{name}", ())) for name in STAGES}
     if len(set(stages.values())) > 1:
@@ -117,7 +132,7 @@ def override(config: ConfigDict, name: str, text: str) -> None:
     """
     fields = _fields(config)
     if name not in fields:
-        if isinstance(_get(config, name), ConfigDict):
+        if isinstance(get(config, name), ConfigDict):
             raise UserError(
                 f"config.{name} is a group of fields; set one of them: "
                 + ", ".join(f for f in fields if f.startswith(f"{name}."))
@@ -128,7 +143,7 @@ def override(config: ConfigDict, name: str, text: str) -> None:
         value = _parse(text, *fields[name])
     except ValueError as error:
         raise UserError(f"config.{name}={text}: expected {error}") from None
-    _get(config, group)[leaf] = value
+    get(config, group)[leaf] = value
 
 
 def _get_config(path: str, argument: str) -> ConfigDict:
@@ -153,12 +168,13 @@ def _get_config(path: str, argument: str) -> ConfigDict:
         raise UserError(
             f"config file {error.filename}, line {error.lineno}: {error.msg}"
         ) from error
-    except ValueError as error:
-        raise UserError(
-            f"config file {path!r} refuses its argument {argument!r}: {error}"
-        ) from error
     except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
+        if isinstance(error, ValueError) and argument:
+            raise UserError(
+                f"config file {path!r} refuses its argument {argument!r}: {error}"
+            ) from error
+        frames = traceback.extract_tb(error.__traceback__)
+        place = next((each for each in reversed(frames) if each.filename == path), frames[-1])
         raise UserError(
             f"config file {path!r} failed in {place.filename}, line {place.lineno}: "
             f"{type(error).__name__}: {error}"
@@ -189,14 +205,14 @@ def _fields(config: ConfigDict, prefix: str = "") -> dict[str, tuple[type, Any, 
     return fields
 
 
-def _get(config: ConfigDict, name: str) -> Any:
+def get(config: ConfigDict, name: str) -> Any:
     """What stands at a dotted name, or None."""
-    value: Any = config
+    found: Any = config
     for part in name.split(".") if name else ():
-        if not isinstance(value, ConfigDict) or part not in value:
+        if not isinstance(found, ConfigDict) or part not in found:
             return None
-        value = value[part]
-    return value
+        found = found[part]
+    return found
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
@@ -228,10 +244,13 @@ def _parse(text: str, kind: type, value: Any, optional: bool) -> Any:
             name = {int: "a whole number", float: "a number"}[kind]
             raise ValueError(f"{name} (type {kind.__name__}){unset}") from None
     if kind is tuple:
+        names = tuple(part.strip() for part in text.strip("()[]").split(","))
         try:
             literal = ast.literal_eval(text)
         except (ValueError, SyntaxError):
-            literal = tuple(part.strip() for part in text.strip("()[]").split(","))
+            literal = names
+        if all(isinstance(each, str) for each in value or ()) and not text.startswith(("(", "[")):
+            literal = names if all(names) else ()  # of classes, perhaps 0 and 1
         if not isinstance(literal, (tuple, list)):
             literal = (literal,)
         return _like(tuples(literal), value, unset)

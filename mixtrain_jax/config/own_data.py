@@ -1,6 +1,8 @@
 """--data=FOLDER and what it means for a config: fields of `data`, filled in from what is there."""
 
+import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -10,27 +12,51 @@ from mixtrain_jax.runtime import storage
 _VAL = ("data.val.annotations", "data.val.images", "data.val.list", "data.val.split")
 
 
-def of_folder(
-    folder: str, explicit: Mapping[str, str], classes: Sequence[str] = ()
-) -> dict[str, str]:
+def of_folder(folder: str, explicit: Mapping[str, str], run: Any = None) -> dict[str, str]:
     """The overrides that a data set's folder stands for, and those given one by one, which win.
 
     Args:
       folder: what --data names.
       explicit: fields set by flags of their own.
-      classes: those of a run that is to look at the folder: they are kept where the folder shows
-        only some of them.
+      run: `config.data` of a run that is to look at the folder. Its classes are kept where the
+        folder shows some of them, and of a folder with one split that the run was not trained on
+        every split is the whole: nothing is set apart.
 
     Raises:
       UserError: no data set is found there.
     """
     there = layout.find(folder)
     found = there.overrides
-    if set(there.classes) < set(classes):
-        found["data.classes"] = repr(tuple(classes))
+    if run is not None:
+        if _shows_some(there, run.classes):
+            found["data.classes"] = repr(tuple(run.classes))
+        own = all(_same(found[f"data.train.{f}"], run.train[f]) for f in ("annotations", "images"))
+        if len(there.parts) == 1 and not own:
+            found["data.val_share"] = "0"
+            for name, value in list(found.items()):
+                if name.startswith("data.train."):
+                    for split in ("val", "test"):
+                        found[name.replace("train", split, 1)] = value
     if any(name in explicit for name in _VAL):
         found["data.val_share"] = "0"  # val is given: nothing of train is set apart
     return found | dict(explicit)
+
+
+def _shows_some(there: layout.Layout, classes: Sequence[str]) -> bool:
+    """Whether a folder's classes are some of those given, so that its labels are theirs.
+
+    VOC's labels are names. YOLO's are numbers, so the folder's names must be the first.
+    """
+    shown = tuple(there.classes)
+    if there.source == "yolo":
+        return bool(shown) and shown == tuple(classes[: len(shown)])
+    return bool(shown) and set(shown) <= set(classes)
+
+
+def _same(first: str, second: str) -> bool:
+    if not first or not second:
+        return first == second
+    return os.path.abspath(first) == os.path.abspath(second)
 
 
 def without_val(config: ConfigDict, overrides: Mapping[str, str]) -> dict[str, str]:

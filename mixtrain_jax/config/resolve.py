@@ -12,6 +12,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from mixtrain_jax.config import load
 from mixtrain_jax.data.input import buckets
 from mixtrain_jax.data.sources.dataset import Dataset
+from mixtrain_jax.data.sources.load import as_train_reads
 from mixtrain_jax.errors import UserError
 
 EVAL_BATCH = 8  # images at least, where the config names no number
@@ -27,10 +28,10 @@ def resolve(
 ) -> FrozenConfigDict:
     """Returns a config with nothing left open.
 
-    Filled in are the number of classes, the length of training in steps, the steps at which the
-    learning rate falls, the images of a batch of an evaluation, and the buckets; of val for images
-    nobody has seen yet where there is no val set. Without a training set, only what detection needs
-    is filled in.
+    Filled in are the number of classes, the white of deep images, the length of training in steps,
+    the steps at which the learning rate falls, the images of a batch of an evaluation, and the
+    buckets; of val for images nobody has seen yet where there is no val set. Without a training
+    set, only what detection needs is filled in.
 
     Args:
       config: what was asked; it stays as it is.
@@ -47,6 +48,7 @@ def resolve(
     result.model.num_classes = _classes(config, train or val, classes)
     if train is not None:
         result.update(_length(config, len(train)))
+        result.data.white = as_train_reads(config.data, train).white
         result.data.train.buckets = buckets.for_training(
             train.sizes, config.data.train, result.steps
         )

@@ -72,6 +72,12 @@ DATA: Group = {
         "upright: images are turned as EXIF asks; stored: they are not; auto: what fits the set",
         one_of("auto", "upright", "stored"),
     ),
+    "white": Field(
+        None,
+        "of images of more than 8 bits, what becomes 255; unset: found in train",
+        above(0),
+        unset=float,
+    ),
     "max_boxes": Field(100, "an image's further boxes are cut, and counted", at_least(1)),
     "mean": Field((123.675, 116.28, 103.53), "of each channel, from 0 to 255", length(3)),
     "std": Field((58.395, 57.12, 57.375), "the same", length(3, above(0))),

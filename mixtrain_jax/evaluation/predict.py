@@ -19,7 +19,7 @@ from tqdm import tqdm
 from mixtrain_jax.config.resolve import resolve
 from mixtrain_jax.data.input import batches, buckets
 from mixtrain_jax.data.input.read_errors import ReadErrors
-from mixtrain_jax.data.sources import plain_images
+from mixtrain_jax.data.sources import plain_images, report
 from mixtrain_jax.data.sources.dataset import Dataset
 from mixtrain_jax.data.sources.load import val_categories
 from mixtrain_jax.data.views import geometry
@@ -66,14 +66,17 @@ def predict(
     config, categories = settle(asked, weights)
     parallel.say(detect.describe(weights, config.data.val.scale))
 
-    dataset = plain_images.dataset(list(stems), config.data.exif)
+    dataset = plain_images.dataset(list(stems), config.data)
     unusable = plain_images.why_left_out(list(stems), dataset)
     too_large = fitting_no_bucket(dataset, config.data.val)
     if too_large:
         unusable |= too_large
         dataset = plain_images.dataset(
-            [path for path in stems if path not in unusable], config.data.exif
+            [path for path in stems if path not in unusable], config.data
         )
+    for finding in dataset.found.findings:
+        if finding.kind == report.NOTE:  # what was guessed: how they are turned and scaled
+            parallel.say(str(finding))
     errors = ReadErrors(max_share=1.0)
     found = detect_in(
         dataset,

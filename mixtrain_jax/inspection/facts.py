@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from mixtrain_jax.data.sources.dataset import Dataset, assemble
+from mixtrain_jax.data.sources.report import Findings
 from mixtrain_jax.inspection import boxes
 from mixtrain_jax.inspection.look import Split
 
@@ -41,7 +43,7 @@ def gather(splits: Sequence[Split], data: Any) -> Facts:
       data: `config.data`.
     """
     by_name = {split.name: split.dataset for split in splits}
-    train = by_name["train"]
+    train = _uncut(by_name["train"])
     found = boxes.table(train)
     short = train.sizes.min(axis=1)[found.rows]
     return Facts(
@@ -53,6 +55,13 @@ def gather(splits: Sequence[Split], data: Any) -> Facts:
         boxes_an_image=np.array([len(each) for each in train.boxes], int),
         sides=(found.boxes[:, 2:] - found.boxes[:, :2]) / short[:, None],
     )
+
+
+def _uncut(dataset: Dataset) -> Dataset:
+    """The same with all boxes of each image, whatever `config.data.max_boxes` is."""
+    table = dataclasses.replace(dataset.annotations, findings=Findings())
+    most = int(np.bincount(table.rows, minlength=1).max())
+    return assemble(table, dataset.reading, dataset.name, most)
 
 
 def where(data: Any) -> dict[str, Any]:

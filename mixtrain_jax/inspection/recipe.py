@@ -6,6 +6,9 @@ reason says so; the rest follows the paper's recipes, scaled to the data.
 
 import pathlib
 import textwrap
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +21,13 @@ from mixtrain_jax.runtime.machine import Machine
 LINE = 100
 
 
-def text(facts: Facts, machine: Machine, weights: Weights | None, path: str) -> str:
+def text(
+    facts: Facts,
+    machine: Machine,
+    weights: Weights | None,
+    path: str,
+    asked: Mapping[str, Any] = MappingProxyType({}),
+) -> str:
     """Writes the recipe.
 
     Args:
@@ -26,6 +35,7 @@ def text(facts: Facts, machine: Machine, weights: Weights | None, path: str) -> 
       machine: that is to train.
       weights: pretrained ones to start from; None: random weights.
       path: of the file, for the command in its docstring.
+      asked: fields that were set on the command line, which win.
 
     Returns:
       Python with a function `get_config`.
@@ -47,7 +57,10 @@ def text(facts: Facts, machine: Machine, weights: Weights | None, path: str) -> 
         "def get_config(argument: str | None = None) -> ConfigDict:",
         "    config = recipes.base()",
     ]
-    for title, lines in plan.groups.items():
+    set_by_hand = [Line(name, value, "") for name, value in sorted(asked.items())]
+    for title, lines in (*plan.groups.items(), ("As asked", set_by_hand)):
+        if not lines:
+            continue
         parts += ["", f"    # {title}"]
         for line in lines:
             parts += _commented(line)

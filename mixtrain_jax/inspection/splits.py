@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mixtrain_jax.data.input.read_errors import most_unreadable
 from mixtrain_jax.data.sources import report
 from mixtrain_jax.inspection import boxes
 from mixtrain_jax.inspection.look import Split
@@ -48,12 +49,11 @@ def check(splits: Sequence[Split], config: Any) -> list[Problem]:
 def _files(split: Split, max_bad_share: float) -> list[Problem]:
     dataset = split.dataset
     damaged = split.damaged
-    stops = split.name == "train" and (
-        len(damaged) > max_bad_share * len(dataset) and (len(damaged) >= FEW // 2)
-    )
+    stops = len(damaged) > most_unreadable(len(dataset), max_bad_share)
     stops |= bool(damaged) and len(damaged) == len(dataset)
     done = (
-        f"more than config.data.max_bad_share = {max_bad_share:g}: training would stop"
+        f"more than config.data.max_bad_share = {max_bad_share:g}: "
+        f"{'training' if split.name == 'train' else 'evaluation'} would stop"
         if stops
         else "skipped"
     )
@@ -91,7 +91,6 @@ def _read(split: Split) -> list[Problem]:
             each.kind,
         )
         for each in split.dataset.found.findings
-        if each.count
     ]
 
 

@@ -13,7 +13,12 @@ from mixtrain_jax.config import saved
 from mixtrain_jax.config.resolve import resolve
 from mixtrain_jax.data.input import batches, plan
 from mixtrain_jax.data.input.read_errors import ReadErrors
-from mixtrain_jax.data.sources.load import check_same_categories, has_split, load_dataset
+from mixtrain_jax.data.sources.load import (
+    as_train_reads,
+    check_same_categories,
+    has_split,
+    load_dataset,
+)
 from mixtrain_jax.errors import STOPPED, UserError
 from mixtrain_jax.models import detector
 from mixtrain_jax.pages import fonts
@@ -56,7 +61,8 @@ def train(
       0 when training is finished, `errors.STOPPED` when it was asked to stop and has saved.
     """
     train_set = load_dataset(asked.data, "train")
-    val_set = load_dataset(asked.data, "val") if has_split(asked.data, "val") else None
+    of_val = as_train_reads(asked.data, train_set)
+    val_set = load_dataset(of_val, "val") if has_split(of_val, "val") else None
     if val_set is not None:
         check_same_categories(train_set, val_set)
     config = resolve(asked, train=train_set, val=val_set, devices=parallel.device_count())
@@ -89,7 +95,7 @@ def train(
     state: TrainState = parallel.replicate(first)
 
     host, host_count = parallel.host()
-    read_errors = ReadErrors(config.data.max_bad_share)
+    read_errors = ReadErrors(config.data.max_bad_share, again=True)
     own_share = batches.train_batches(
         train_set,
         config.data,

@@ -242,3 +242,33 @@ def test_recipes_load_by_path_or_name_from_any_directory(tmp_path, monkeypatch):
 def test_values_that_cannot_work_are_refused(field, text, message):
     with pytest.raises(UserError, match=f"config.{field.rpartition('.')[0]}.*{message}"):
         config.load("cascade", {field: text})
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("config.bach_size = 4", r"sets config.bach_size, .* nearest is config.batch_size"),
+        ("config.optimizer.learnign_rate = 1.0", "nearest is config.optimizer.learning_rate"),
+        ('config.batch_size = "4"', r"mine.py, line 6: TypeError"),
+        ("config.optimiser.name = 1", r"mine.py, line 6: "),
+        ('raise ValueError("no")', r"mine.py, line 6: ValueError: no"),
+        ('config.data.train.scale = ("a", 1, 2)', "config.data.train.scale is .*: expected a tup"),
+        ("config.model.roi_head.delta_stds = (0.1,)", "roi_head.delta_stds is .*: expected a tu"),
+    ],
+)
+def test_a_mistake_in_a_recipe_is_named_with_its_line(tmp_path, line, expected):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from mixtrain_jax.config import recipes\n\n\ndef get_config(argument=None):\n"
+        f"    config = recipes.base()\n    {line}\n    return config\n"
+    )
+    with pytest.raises(UserError, match=expected):
+        config.load(str(path))
+
+
+def test_class_names_may_be_numbers():
+    for text in ("0,1", "('0', '1')", "0, 1"):
+        found = config.load("quickstart", {"data.classes": text})
+        assert found.data.classes == ("0", "1")
+    assert config.override_all(found, {"data.classes": "2,3"}).data.classes == ("2", "3")
+    assert config.override_all(found, {"data.classes": "()"}).data.classes == ()

@@ -7,6 +7,7 @@ import pytest
 
 from mixtrain_jax.config import load
 from mixtrain_jax.config.resolve import describe, resolve
+from mixtrain_jax.data.sources.image_files import Reading
 from mixtrain_jax.errors import UserError
 
 
@@ -19,7 +20,7 @@ def dataset(images=100, classes=3, name="train"):
         def __len__(self):
             return len(self.sizes)
 
-    return Images(sizes=sizes, categories=categories, name=name)
+    return Images(sizes=sizes, categories=categories, name=name, reading=Reading())
 
 
 @pytest.mark.parametrize(

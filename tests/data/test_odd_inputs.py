@@ -587,7 +587,7 @@ YOLO = [
         lambda folder: (folder / TXT).write_text(
             (folder / TXT).read_text().replace("\n", " 0.9\n")
         ),
-        {**SAME, "said": {"a number after them": 2}},
+        {**SAME, "said": {"numbers after them": 2}},
         cases.yolo,
     ),
     Row(

@@ -103,7 +103,11 @@ def test_an_image_that_the_network_hid_is_tried_again(caplog):
         return whole(row)
 
     found = dataclasses.replace(found, read=hiccup)
-    errors = ReadErrors(0.0)
+    errors = ReadErrors(0.0, again=True)
     assert read(errors, found, [0, 0]) == [False, True]
     assert (errors.drawn, errors.count, errors.reasons) == (2, 1, {})
     assert "Connection reset" in caplog.text
+    calls.clear()
+    errors = ReadErrors(1.0)  # nothing is drawn again: it is a bad image as any other
+    assert read(errors, found, [0]) == [False]
+    assert "Connection reset" in errors.reasons[0]

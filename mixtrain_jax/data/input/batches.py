@@ -67,7 +67,7 @@ def train_batches(
       be read.
     """
     stream = plan.Stream(dataset, seed, data.train)
-    errors = read_errors or ReadErrors(data.max_bad_share)
+    errors = read_errors or ReadErrors(data.max_bad_share, again=True)
     switch = first_mixed_step
     halves = 1 if switch == math.inf else 2
     if batch_size % (halves * host_count):

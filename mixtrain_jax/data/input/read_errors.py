@@ -17,6 +17,11 @@ from mixtrain_jax.runtime import storage
 _FEW = 4  # so many unreadable images are borne, unless they are half of all
 
 
+def most_unreadable(images: int, max_share: float) -> float:
+    """How many of a set's images may be unreadable before that is a reason to stop."""
+    return max(max_share * images, min(_FEW, images / 2))
+
+
 @dataclasses.dataclass
 class ReadErrors:
     """Images that could not be read; the training loop may look at `count` at any time.
@@ -26,8 +31,9 @@ class ReadErrors:
       of: how many images there are to read; None: the data set's.
       drawn: images drawn so far on this host, each as often as it was drawn.
       count: how many of these were bad.
-      reasons: why, by row of the data set: an entry for each bad image; those that failed for the
-        network's sake are not among them, and are tried again when they are drawn again.
+      reasons: why, by row of the data set: an entry for each bad image.
+      again: images are drawn again: those that failed for the network's sake are then no bad ones,
+        and are tried again.
       error: an exception raised while images were prepared, on its way to the training loop.
     """
 
@@ -36,6 +42,7 @@ class ReadErrors:
     drawn: int = 0
     count: int = 0
     reasons: dict[int, str] = dataclasses.field(default_factory=dict)
+    again: bool = False
     error: Exception | None = None
     _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock, repr=False)
 
@@ -46,7 +53,7 @@ class ReadErrors:
             try:
                 image = dataset.pixels(row)
             except (image_files.UnreadableImage, OSError) as error:
-                reason, for_good = str(error), not storage.passes(error)
+                reason, for_good = str(error), not (self.again and storage.passes(error))
         with self._lock:
             self.drawn += 1
             if reason is None:
@@ -57,7 +64,7 @@ class ReadErrors:
                     self.reasons[row] = reason
                 logging.warning("%s: skipping %s: %s", dataset.name, dataset.names(row), reason)
             images = len(dataset) if self.of is None else self.of
-            if len(self.reasons) > max(self.max_share * images, min(_FEW, images / 2)):
+            if len(self.reasons) > most_unreadable(images, self.max_share):
                 raise UserError(
                     f"{dataset.name}: {len(self.reasons)} of {images} images could not be read, "
                     f"more than config.data.max_bad_share = {self.max_share}; the last is "

@@ -116,22 +116,30 @@ class Annotations:
         return self.boxes_at(np.argsort(self.rows, kind="stable"))
 
     def listed(self, path: str) -> "Annotations":
-        """Only the images that a text file names, one a line, with or without folder and extension.
+        """Only the images that a text file names, one a line, with or without extension.
+
+        A line with folders names the image of these folders only, as far as both tell of them.
 
         Raises:
           UserError: the list cannot be read, or names no image that is there.
         """
-        wanted: dict[str, str] = {}
-        for line in read_lines(path):
+        rows_of: dict[str, list[int]] = {}
+        for row, file in enumerate(self.files):
+            rows_of.setdefault(_stem(file), []).append(row)
+
+        def named(line: str) -> list[int]:
+            return [row for row in rows_of.get(_stem(line), ()) if _same_end(line, self.files[row])]
+
+        lines, absent = read_lines(path), list[str]()
+        keep = np.zeros(len(self), bool)
+        for line in lines:
             # In VOC's lists of one class a sign follows: 1 it is there, 0 hardly, -1 not.
-            name = re.sub(r"\s+(-1|0|1)$", "", line)
-            wanted[_stem(name)] = name
-        stems = [_stem(file) for file in self.files]
-        keep = np.array([stem in wanted for stem in stems], bool)
+            rows = named(line) or named(re.sub(r"\s+(-1|0|1)$", "", line))
+            keep[rows] = True
+            if not rows:
+                absent.append(line)
         if not keep.any():
-            raise UserError(f"{path}: none of its {len(wanted)} names is an image of {self.source}")
-        present = set(stems)
-        absent = [name for stem, name in wanted.items() if stem not in present]
+            raise UserError(f"{path}: none of its {len(lines)} names is an image of {self.source}")
         self.findings.add(LEFT_OUT, absent, f"names of {path} without an image", of="")
         chosen = self.take(np.flatnonzero(keep))
         return dataclasses.replace(chosen, source=f"{self.source}, images of {path}")
@@ -181,10 +189,12 @@ class Annotations:
             chosen = places == places.min()
         elif chosen.all():
             chosen = places < places.max()
-        self.findings.say(
+        self.findings.add(
             NOTE,
-            f"{chosen.sum()} of {len(self)} images are set apart as val, chosen by their names "
+            [self.files[row] for row in np.flatnonzero(chosen).tolist()],
+            f"of {len(self)} images are set apart as val, chosen by their names "
             f"(config.data.val_share = {share:g})",
+            of="",
         )
         return self.take(np.flatnonzero(chosen == apart))
 
@@ -229,6 +239,16 @@ def _stem(file: str) -> str:
     name = file.replace("\\", "/").rpartition("/")[2]
     stem, suffix = os.path.splitext(name)
     return stem if suffix.lower() in SUFFIXES | {".xml", ".txt"} else name
+
+
+def _same_end(first: str, second: str) -> bool:
+    """Whether the folders of two paths agree, as far as both have some."""
+    ours, theirs = (
+        [part for part in path.replace("\\", "/").split("/")[:-1] if part not in ("", ".", "..")]
+        for path in (first, second)
+    )
+    shared = min(len(ours), len(theirs))
+    return ours[len(ours) - shared :] == theirs[len(theirs) - shared :]
 
 
 def _hash(name: str) -> float:

@@ -94,7 +94,8 @@ def _without_root(
 ) -> dict[Key, Entry]:
     """The classes without one that only groups the others, as Roboflow writes it.
 
-    Such a category is the supercategory of others, has none itself, and has no box.
+    Such a category is the supercategory of all others, has none itself, and has no box. Where it
+    only is that of some, a split without its boxes must not lose it.
     """
     names = {key: str(each.get("name")) for key, each in classes.items()}
     groups: dict[str, set[Key]] = {}
@@ -103,7 +104,8 @@ def _without_root(
     roots = [
         key
         for key, each in classes.items()
-        if groups.get(names[key], set()) - {key}
+        if groups.get(names[key], set()) | {key} == classes.keys()
+        and len(classes) > 1
         and str(each.get("supercategory") or "none").lower() == "none"
     ]
     if roots:
@@ -231,7 +233,7 @@ def _text(path: str, field: str, key: Key, entry: Entry, name: str) -> str:
 def _paths(images: str, files: list[str], findings: Findings) -> list[str]:
     """Paths of the files; raises UserError if some are missing."""
     folder = file_names.Folder(images)
-    found = [folder.find(file) for file in files]
+    found = folder.find_all(files)
     if None in found:
         missing = [file for file, path in zip(files, found, strict=True) if path is None]
         nearest = folder.nearest(missing[0])

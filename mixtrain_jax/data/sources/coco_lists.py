@@ -100,6 +100,11 @@ class _File(msgspec.Struct):
     categories: Any
 
 
+class _OnlyLists(msgspec.Struct):
+    images: msgspec.Raw
+    annotations: msgspec.Raw
+
+
 class _OnlyCategories(msgspec.Struct):
     categories: Any
 
@@ -130,6 +135,27 @@ def read(path: str) -> tuple[Images, Boxes, dict[Key, Entry]]:
     for field, part in zip(("images", "annotations"), joined):
         part.keys = _checked(path, field, part.keys)
     return *joined, _by_key(path, categories)
+
+
+def first_names(path: str, count: int) -> list[str] | None:
+    """The file names of the first images that a COCO file lists; None if it is no COCO file.
+
+    Raises:
+      UserError: the file cannot be read, or is not JSON.
+    """
+    data = text_files.read_bytes(path, "annotation file")
+    try:
+        lists = msgspec.json.decode(data, type=_OnlyLists)
+        if bytes(memoryview(lists.annotations)[:1]) != b"[":
+            return None
+        blocks = _in_blocks(lists.images, _Image, _images, _odd_images)
+        return [name for block in itertools.islice(blocks, 2) for name in block.files][:count]
+    except _UNFIT:
+        content = text_files.parse_json(data, path)
+        listed = [content.get(name) for name in ("images", "annotations")] if content else []
+        if not listed or not all(isinstance(each, list) for each in listed):
+            return None
+        return [name for name in _odd_images(listed[0][:count]).files if name]
 
 
 def categories(path: str) -> dict[Key, Entry]:

@@ -2,7 +2,8 @@
 
 Names written on another system or by another tool are looked for as they may have been meant: with
 backslashes, with %20, in another Unicode form, in capitals, with a folder too many or too few, and
-at last with another extension. A name that fits several files fits none.
+at last with another extension. A name that fits several files fits none, and a file that another
+name means is found by its own spelling only: 0.jpg of another folder is not it.
 """
 
 import difflib
@@ -59,6 +60,22 @@ class Folder:
                 return found[0]
         return None
 
+    def find_all(self, names: Sequence[str]) -> list[str | None]:
+        """The path of the file that each name means; None where there is none, or it is another's.
+
+        The last part of a name alone is not enough where a second name means the same file.
+        """
+        found = [self.find(name) for name in names]
+        means: dict[str, set[str]] = {}
+        for name, path in zip(names, found, strict=True):
+            if path is not None:
+                means.setdefault(path, set()).add(name)
+        shared = {path for path, several in means.items() if len(several) > 1}
+        return [
+            None if path in shared and _plain(name) != _plain(path) else path
+            for name, path in zip(names, found, strict=True)
+        ]
+
     def path_of(self, name: str) -> str:
         """The path of a file below the folder; where it needs no care it is put together."""
         if name.startswith(("/", ".")) or "/." in name or "//" in name or "\\" in name:
@@ -104,17 +121,35 @@ def walk(folder: str, most: int = 2_000_000) -> Iterable[str]:
     if "://" in folder:
         root = epath.Path(folder)
         for path in root.rglob("*"):
-            yield os.fspath(path)[len(folder.rstrip("/")) + 1 :]
+            below = os.fspath(path)[len(os.fspath(root).rstrip("/")) + 1 :]
+            if not any(map(_is_hidden, below.split("/"))):
+                yield below
         return
     for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not _is_hidden(name) and not _leads_back(os.path.join(parent, name))
+        )
         below = os.path.relpath(parent, folder).replace(os.sep, "/")
         for name in sorted(files):
             most -= 1
             if most < 0:
                 return
-            if not name.startswith("."):
+            if not _is_hidden(name):
                 yield name if below == "." else f"{below}/{name}"
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith((".", "__MACOSX"))
+
+
+def _leads_back(folder: str) -> bool:
+    """Whether a folder is a link to one that holds it."""
+    if not os.path.islink(folder):
+        return False
+    here, there = os.path.realpath(os.path.dirname(folder)), os.path.realpath(folder)
+    return os.path.commonpath([here, there]) == there
 
 
 def resolve(
@@ -125,8 +160,7 @@ def resolve(
     Returns:
       for each name the path below the folder, or None; and the pairs (name, path) that differ.
     """
-    images = Folder(folder)
-    found = [images.find(name) for name in names]
+    found = Folder(folder).find_all(names)
     pairs = zip(names, found, strict=True)
     return found, [(name, path) for name, path in pairs if path is not None and path != name]
 

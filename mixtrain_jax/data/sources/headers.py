@@ -2,7 +2,8 @@
 
 Their headers give sizes where the annotations have none, tell whether declared sizes are right,
 whether EXIF's turns belong to the set's boxes (one rule for all of it), and how deep images are
-scaled. Of sets larger than `LOOKED_AT` that many images are looked at, spread evenly.
+scaled. Of sets larger than `LOOKED_AT` that many images are looked at, spread evenly; all of them
+where declared sizes are those of images that EXIF turns, as they were before turning.
 """
 
 import concurrent.futures
@@ -44,13 +45,16 @@ class Header(NamedTuple):
     error: str = ""
 
 
-def look(table: Annotations, exif: Exif, name: str) -> tuple[Annotations, Reading]:
+def look(
+    table: Annotations, exif: Exif, name: str, white: float | None = None
+) -> tuple[Annotations, Reading]:
     """Looks at a set's image files, and completes what depends on them.
 
     Args:
       table: as a reader made it.
       exif: `config.data.exif`.
       name: of the split, for messages.
+      white: `config.data.white`; None: found in the images.
 
     Returns:
       The annotations with a size for every image and boxes in pixels, and how to read the images.
@@ -80,10 +84,16 @@ def look(table: Annotations, exif: Exif, name: str) -> tuple[Annotations, Readin
     good = {row: header for row, header in headers.items() if not header.error}
     exif = _exif(table, good, exif)
     actual = {row: _seen(header, exif) for row, header in good.items()}
+    if any(_before_turning(table, row, good[row], actual[row]) for row in good):
+        others = np.setdiff1d(np.arange(len(table)), rows)
+        more = zip(others.tolist(), _headers(table, others), strict=True)
+        more_good = {row: header for row, header in more if not header.error}
+        good |= more_good
+        actual |= {row: _seen(header, exif) for row, header in more_good.items()}
     sizes = _sizes(table, good, actual, unsized, name)
     table = dataclasses.replace(table, sizes=sizes)
     deep = {row: header.mode for row, header in good.items() if _is_deep(header.mode)}
-    reading = _reading(table, deep, exif)
+    reading = _reading(table, deep, exif, white)
     sizeless = sizes.min(axis=1) <= 0
     table.findings.add(
         LEFT_OUT,
@@ -128,6 +138,12 @@ def _seen(header: Header, exif: Exif) -> tuple[int, int]:
     return header.size[::-1] if turned else header.size
 
 
+def _before_turning(table: Annotations, row: int, header: Header, actual: tuple[int, int]) -> bool:
+    """Whether the declared size is the image's own with the sides exchanged that EXIF exchanges."""
+    declared = tuple(table.sizes[row].tolist())
+    return header.orientation in image_files.QUARTER and declared == actual[::-1] != actual
+
+
 def _exif(table: Annotations, good: dict[int, Header], exif: Exif) -> Exif:
     """One rule for the whole set; what it rests on is said."""
     turned = [row for row, header in good.items() if header.orientation != 1]
@@ -149,10 +165,10 @@ def _exif(table: Annotations, good: dict[int, Header], exif: Exif) -> Exif:
 def _vote(table: Annotations, turned: dict[int, Header]) -> tuple[Exif, str]:
     """Which of the two fits boxes, or else declared sizes; upright if neither can tell."""
     by_box, by_size = {"upright": 0, "stored": 0}, {"upright": 0, "stored": 0}
-    theirs = np.isin(table.rows, list(turned))
-    rows, boxes = table.rows[theirs], table.boxes[theirs]
+    by_image = table.by_image()
     with np.errstate(invalid="ignore", over="ignore"):
-        all_ends = boxes[:, :2] + boxes[:, 2:]
+        all_ends = by_image.boxes[:, :2] + by_image.boxes[:, 2:]
+    borders = np.searchsorted(by_image.rows, np.arange(len(table) + 1)).tolist()
     for row, header in turned.items():
         stored, upright = header.size, header.size[::-1]
         if header.orientation not in image_files.QUARTER or stored == upright:
@@ -160,7 +176,7 @@ def _vote(table: Annotations, turned: dict[int, Header]) -> tuple[Exif, str]:
         for kind, size in (("upright", upright), ("stored", stored)):
             by_size[kind] += tuple(table.sizes[row].tolist()) == size
         if not table.shares:
-            ends = all_ends[rows == row]
+            ends = all_ends[borders[row] : borders[row + 1]]
             ends = ends[np.isfinite(ends).all(axis=1)].max(axis=0, initial=0)[::-1]
             fits = {
                 kind: bool((ends <= np.array(size) + _SLACK).all())
@@ -189,7 +205,7 @@ def _sizes(
 ) -> np.ndarray:
     """[N, 2] int32: declared sizes, completed and corrected by what the files say."""
     sizes = np.where(unsized[:, None], 0, table.sizes).astype(np.int32)
-    quarter = [row for row, each in good.items() if each.orientation in image_files.QUARTER]
+    quarter = [row for row in good if _before_turning(table, row, good[row], actual[row])]
     for row in [*np.flatnonzero(unsized).tolist(), *quarter]:
         if row in actual:
             sizes[row] = actual[row]
@@ -261,15 +277,22 @@ def _is_deep(mode: str) -> bool:
     return mode.startswith("I") or mode == "F"
 
 
-def _reading(table: Annotations, deep: dict[int, str], exif: Exif) -> Reading:
+def _reading(table: Annotations, deep: dict[int, str], exif: Exif, white: float | None) -> Reading:
     """How to read the set's images; the range of deep ones is what the first of them hold."""
+    if white is not None:
+        table.findings.add(
+            NOTE,
+            [table.files[row] for row in deep],
+            f"images of more than 8 bits: 0 to {white:g} becomes 0 to 255 (config.data.white)",
+            of="",
+        )
+        return Reading(exif, math.ceil(white), white, white)
     floats = [row for row, mode in deep.items() if mode == "F"]
     integers = [row for row, mode in deep.items() if mode != "F"]
-    return Reading(
-        exif,
-        int(_white(table, integers, "integers", Reading.white)),
-        _white(table, floats, "floating-point numbers", Reading.white_float),
-    )
+    white_integer = _white(table, integers, "integers", Reading.white)
+    white_float = _white(table, floats, "floating-point numbers", Reading.white_float)
+    one = white_integer if not floats else white_float if not integers else None
+    return Reading(exif, int(white_integer), white_float, one if deep else None)
 
 
 def _white(table: Annotations, rows: list[int], kind: str, default: float) -> float:

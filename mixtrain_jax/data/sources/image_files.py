@@ -29,11 +29,13 @@ class Reading:
         image as stored has the declared size.
       white: of grey images of more than 8 bits, the value that becomes 255.
       white_float: the same of images of floating-point numbers.
+      one_white: the one of these two that the set needs; None: it needs none, or both.
     """
 
     exif: Exif = "auto"
     white: int = 65535
     white_float: float = 255.0
+    one_white: float | None = None
 
 
 def decode(

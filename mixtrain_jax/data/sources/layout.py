@@ -5,14 +5,15 @@ label files beside the images, one file at the root. A folder that only holds an
 """
 
 import dataclasses
+import itertools
 import os
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
 
+from absl import logging
 from etils import epath
 
-from mixtrain_jax.data.sources import file_names, text_files, voc, yolo
+from mixtrain_jax.data.sources import coco_lists, file_names, text_files, voc, yolo
 from mixtrain_jax.errors import UserError
 
 VAL_SHARE = 0.2  # of the images, where a folder has one split only
@@ -82,8 +83,8 @@ def find(folder: str) -> Layout:
     if place.is_file():
         if folder.lower().endswith(yolo.YAML):
             return _of_yaml(folder)
-        text_files.read_json(folder)
-        found = _coco(str(place.parent), [folder])
+        coco_lists.first_names(folder, 0)  # tells what is wrong with it
+        found = _coco(str(place.parent), [place.name])
         if found is None:
             raise UserError(f"--data={folder}: not a COCO file and not a data.yaml")
         return found
@@ -117,6 +118,42 @@ def _common(paths: Iterable[str]) -> str:
     """The deepest folder that holds all of some relative paths; empty for the root."""
     listed = list(paths)
     return os.path.commonpath(listed) if all(listed) else ""
+
+
+def _is_in(path: str, folder: str) -> bool:
+    """Whether a relative path is a folder (empty for the root) or is in it."""
+    return not folder or f"{path}/".startswith(f"{folder}/")
+
+
+def _by_split(folder: str, below: Iterable[str]) -> dict[str, str]:
+    """Of each split the deepest folder that holds its folders; empty where none tells of a split.
+
+    Folders that tell of none are train's, unless others are.
+
+    Raises:
+      UserError: it cannot be told which folders are train's, or one split's hold another's.
+    """
+    groups: dict[str, list[str]] = {}
+    for path in sorted(below):
+        groups.setdefault(_split(path) or "", []).append(path)
+    unnamed = groups.pop("", [])
+    if not groups:
+        return {}
+    if unnamed and "train" in groups:
+        raise UserError(
+            f"--data={folder}: '{unnamed[0]}' has labels and names no split, and "
+            f"'{groups['train'][0]}' is train's; move one of them into a folder of its split"
+        )
+    if unnamed:
+        groups["train"] = unnamed
+    tops = {split: _common(paths) for split, paths in groups.items()}
+    for (split, top), (other, inner) in itertools.permutations(tops.items(), 2):
+        if _is_in(inner, top):
+            raise UserError(
+                f"--data={folder}: '{top or '.'}', which holds the {split} images, holds '{inner}' "
+                f"of {other} too; give each split one folder"
+            )
+    return tops
 
 
 def _split(path: str) -> str | None:
@@ -189,16 +226,11 @@ def _yolo_folders(folder: str, tree: Sequence[str]) -> Layout | None:
     lines = text_files.read_lines(_join(folder, first))[:3]
     if any(yolo.parse(line) is None for line in lines):
         return None  # texts about the images, but no labels
+    tops = _by_split(folder, labelled) or {"train": _common(labelled)}
     parts: dict[str, Part] = {}
-    for below, labels in sorted(labelled.items()):
-        split = _split(below)
-        if split is None or split in parts:
-            parts = {}
-            break
-        parts[split] = {"images": _join(folder, below), "annotations": _join(folder, labels)}
-    if not parts:
-        top, below = _common(labelled), _common(labelled.values())
-        parts = {"train": {"images": _join(folder, top), "annotations": _join(folder, below)}}
+    for split, top in tops.items():
+        theirs = _common(beside for below, beside in labelled.items() if _is_in(below, top))
+        parts[split] = {"images": _join(folder, top), "annotations": _join(folder, theirs)}
     classes = yolo.names_beside(next(iter(parts.values()))["annotations"])
     if not classes:
         lines = [line for path in texts for line in text_files.read_lines(_join(folder, path))]
@@ -218,28 +250,25 @@ def _coco_files(folder: str, tree: Sequence[str]) -> Layout | None:
     ]
     named = [path for path in files if os.path.basename(path).startswith("instances_")]
     named = named or [path for path in files if path.endswith("_annotations.coco.json")]
-    return _coco(folder, [_join(folder, path) for path in named or files]) if files else None
+    return _coco(folder, named or files) if files else None
 
 
 def _coco(folder: str, files: Sequence[str]) -> Layout | None:
-    """The layout of COCO files below a folder; None if none of them is one."""
+    """The layout of COCO files, by their paths below a folder; None if none of them is one."""
     parts: dict[str, Part] = {}
-    others: list[str] = []
-    for file in files:
+    others: list[Part] = []
+    for path in files:
+        file = _join(folder, path)
         try:
-            content = text_files.read_json(file)
+            names = coco_lists.first_names(file, _LISTED)
         except UserError:
             continue  # `find` tells, if nothing else is found
-        if not isinstance(content, dict) or not isinstance(content.get("images"), list):
+        if names is None:
             continue
-        if not isinstance(content.get("annotations"), list):
-            continue
-        relative = file[len(folder) :].lstrip("/")
-        part = {"annotations": file, "images": _images_of(folder, file, content)}
-        split = _split(relative)
+        part = {"annotations": file, "images": _images_of(folder, path, names)}
+        split = _split(path)
         if split is None:
-            others.append(file)
-            parts.setdefault("", part)
+            others.append(part)
         elif split in parts:
             raise UserError(
                 f"--data={folder}: {parts[split]['annotations']} and {file} are both COCO files "
@@ -247,26 +276,28 @@ def _coco(folder: str, files: Sequence[str]) -> Layout | None:
             )
         else:
             parts[split] = part
-    if len(others) > 1:
+    if "train" in parts:
+        for part in others:
+            logging.warning(
+                "--data=%s: %s is not used, as %s is train's",
+                folder, part["annotations"], parts["train"]["annotations"],
+            )  # fmt: skip
+    elif len(others) > 1:
         raise UserError(
-            f"--data={folder}: {others[0]} and {others[1]} are COCO files, and their names do not "
-            "say which is train and which val"
+            f"--data={folder}: {others[0]['annotations']} and {others[1]['annotations']} are COCO "
+            "files, and their names do not say which is train and which val"
         )
-    if "" in parts:
-        whole = parts.pop("")
-        parts = parts or {"train": whole}
+    elif others:
+        parts["train"] = others[0]
     order = [split for split in ("train", "val", "test") if split in parts]
     return Layout("coco", {split: parts[split] for split in order}) if parts else None
 
 
-def _images_of(folder: str, file: str, content: dict[str, Any]) -> str:
+def _images_of(folder: str, path: str, names: Sequence[str]) -> str:
     """The folder that a COCO file's names are relative to: where most of the first are found."""
-    names = [str(entry.get("file_name")) for entry in content["images"] if isinstance(entry, dict)][
-        :_LISTED
-    ]
-    parent = epath.Path(file).parent
-    stem = re.sub(r"^instances_|\.json.*$|^_annotations.*$", "", epath.Path(file).name)
-    split = _split(file[len(folder) :].lstrip("/")) or ""
+    parent = epath.Path(_join(folder, path)).parent
+    stem = re.sub(r"^instances_|\.json.*$|^_annotations.*$", "", os.path.basename(path))
+    split = _split(path) or ""
     words = [word for word, meaning in _WORDS.items() if meaning == split]
     places: list[epath.Path] = []
     for root in dict.fromkeys((parent, parent.parent, epath.Path(folder))):
@@ -302,13 +333,8 @@ def _voc(folder: str, tree: Sequence[str]) -> Layout | None:
         raise UserError(
             f"--data={folder}: several VOC sets: {', '.join(roots[:5])}; name one of them"
         )
-    parts: dict[str, Part] = {}
-    for below in folders:
-        split = _split(below)
-        if split is None or split in parts:
-            parts = {}
-            break
-        parts[split] = _voc_part(folder, below)
+    tops = _by_split(folder, folders)
+    parts = {split: _voc_part(folder, top) for split, top in tops.items()}
     if not parts:
         whole = _voc_part(folder, _common(folders))
         lists = _lists(folder, tree, roots[0])

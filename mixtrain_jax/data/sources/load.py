@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from mixtrain_jax.data.sources import coco, headers, image_files
 from mixtrain_jax.data.sources.annotations import Annotations
@@ -56,11 +57,16 @@ def load_dataset(config: Any, split: str) -> Dataset:
         raise UserError(
             f"there is no {split} split: set config.data.{split}.annotations, or give --data"
         )
-    return complete(read_annotations(config, split), split, config.max_boxes, config.exif)
+    table = read_annotations(config, split)
+    return complete(table, split, config.max_boxes, config.exif, config.white)
 
 
 def complete(
-    table: Annotations, name: str, max_boxes: int, exif: image_files.Exif = "auto"
+    table: Annotations,
+    name: str,
+    max_boxes: int,
+    exif: image_files.Exif = "auto",
+    white: float | None = None,
 ) -> Dataset:
     """The data set of what a reader found, once its image files are looked at.
 
@@ -69,11 +75,23 @@ def complete(
       name: of the split.
       max_boxes: an image's further boxes are cut.
       exif: `config.data.exif`.
+      white: `config.data.white`.
 
     Raises:
       UserError: see `headers.look` and `dataset.assemble`.
     """
-    return assemble(*headers.look(table, exif, name), name, max_boxes)
+    return assemble(*headers.look(table, exif, name, white), name, max_boxes)
+
+
+def as_train_reads(data: Any, train: Dataset) -> Any:
+    """`config.data` with the white of deep images that was found in train, for all other images.
+
+    Images of one camera that are scaled by what each set happens to hold are not alike.
+    """
+    result = ConfigDict(data.to_dict())
+    if data.white is None:
+        result.white = train.reading.one_white
+    return result
 
 
 def read_annotations(config: Any, split: str) -> Annotations:
@@ -106,7 +124,7 @@ def has_split(config: Any, split: str) -> bool:
         return True
     if config.source.startswith("tfds:"):
         return bool(part.split)
-    return bool(part.annotations or part.images)
+    return bool(part.annotations or (part.images and config.source != "coco"))
 
 
 def parts(image_ids: np.ndarray, count: int) -> np.ndarray:

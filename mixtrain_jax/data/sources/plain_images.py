@@ -3,14 +3,13 @@
 import glob
 import os
 from collections.abc import Sequence
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 from etils import epath
 
 from mixtrain_jax.data.sources import annotations, file_names, headers
 from mixtrain_jax.data.sources.dataset import Dataset, assemble
-from mixtrain_jax.data.sources.image_files import Exif
 from mixtrain_jax.errors import UserError
 from mixtrain_jax.runtime import storage
 
@@ -55,22 +54,26 @@ def find(names: Sequence[str], without: epath.PathLike | None = None) -> dict[st
     return found
 
 
-def dataset(paths: Sequence[str], exif: Exif) -> Dataset:
+def dataset(paths: Sequence[str], data: Any) -> Dataset:
     """A data set of image files without boxes; those without a readable header are left out.
+
+    Args:
+      paths: of the files.
+      data: `config.data`, of which `exif` and `white` say how they are read.
 
     Raises:
       UserError: none of the images can be read.
     """
     table = _table(paths)
-    return assemble(*headers.look(table, exif, "images"), "images", 1)
+    return assemble(*headers.look(table, data.exif, "images", data.white), "images", 1)
 
 
-def in_memory(images: Sequence[str | np.ndarray], exif: Exif) -> Dataset:
+def in_memory(images: Sequence[str | np.ndarray], data: Any) -> Dataset:
     """A data set of images that are files or arrays, all of which must be readable.
 
     Args:
       images: paths, or [h, w, 3] uint8 RGB, which goes the way of an uncompressed file.
-      exif: `config.data.exif`; arrays are as they are.
+      data: `config.data`, as above; arrays are as they are.
 
     Raises:
       UserError: an image cannot be used; the message names it and says why.
@@ -90,7 +93,7 @@ def in_memory(images: Sequence[str | np.ndarray], exif: Exif) -> Dataset:
         source="images",
         read=content,
     )
-    found = assemble(*headers.look(table, exif, "images"), "images", 1)
+    found = assemble(*headers.look(table, data.exif, "images", data.white), "images", 1)
     if len(found) < len(names):
         reasons = (headers.header(table, row).error for row in range(len(names)))
         raise UserError("; ".join(f"{name}: {why}" for name, why in zip(names, reasons) if why))

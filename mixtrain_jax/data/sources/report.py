@@ -21,7 +21,7 @@ class Finding:
       kind: LEFT_OUT (boxes or images that are not trained on), MENDED (read otherwise than it
         stands in the files), WARNING (looks wrong) or NOTE.
       count: of boxes, images or files.
-      text: completes "COUNT ..." or is a sentence where `count` is 0.
+      text: completes "COUNT ...".
       of: what the examples are, such as "annotation ids".
       examples: where; all of them where they are boxes or images.
     """
@@ -33,9 +33,8 @@ class Finding:
     examples: tuple[Any, ...] = ()
 
     def __str__(self) -> str:
-        start = f"{self.count} " if self.count else ""
         where = f" ({self.of} {some(self.examples)})".replace("( ", "(") if self.examples else ""
-        return f"{self.kind}: {start}{self.text}{where}"
+        return f"{self.kind}: {self.count} {self.text}{where}"
 
 
 class Findings(list[Finding]):
@@ -48,10 +47,6 @@ class Findings(list[Finding]):
         listed = tuple(examples.tolist() if isinstance(examples, np.ndarray) else examples)
         if listed:
             self.append(Finding(kind, len(listed), text, of, listed))
-
-    def say(self, kind: str, text: str) -> None:
-        """Adds a sentence."""
-        self.append(Finding(kind, 0, text))
 
 
 @dataclasses.dataclass(frozen=True)

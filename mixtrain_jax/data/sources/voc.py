@@ -56,6 +56,7 @@ def read(annotations: str, images: str, classes: Sequence[str] = ()) -> Annotati
     table: list[tuple[str, str, tuple[int, int]]] = []
     boxes: list[tuple[int, str, Box, bool, str]] = []
     alone, damaged, without, renamed, odd = [], [], list[str](), [], []
+    pictures: list[tuple[str, Picture]] = []
     for path in xmls(annotations):
         try:
             picture = parse(read_text(epath.Path(annotations) / path), path)
@@ -64,8 +65,9 @@ def read(annotations: str, images: str, classes: Sequence[str] = ()) -> Annotati
             continue
         if picture is None:
             odd.append(path)
-            continue
-        found = next(filter(None, map(files.find, picture.names)), None)
+        else:
+            pictures.append((path, picture))
+    for (path, picture), found in zip(pictures, _images_of(pictures, files), strict=True):
         if found is None:
             alone.append(path)
             continue
@@ -107,19 +109,42 @@ def read(annotations: str, images: str, classes: Sequence[str] = ()) -> Annotati
     )
 
 
+def _images_of(
+    pictures: Sequence[tuple[str, Picture]], files: file_names.Folder
+) -> list[str | None]:
+    """The image of each XML, given their paths and what they say.
+
+    Where several mean one image and an XML of its own name is among them, it is that one's: the
+    others, which are copies that kept a `filename`, have to find an image by their own names.
+    """
+    found = [next(filter(None, map(files.find, picture.names)), None) for _, picture in pictures]
+    claims: dict[str, list[int]] = {}
+    for number, image in enumerate(found):
+        if image is not None:
+            claims.setdefault(image, []).append(number)
+    for image, several in claims.items():
+        stem = os.path.splitext(image)[0]
+        for own in (stem, os.path.basename(stem)):
+            names = {n: os.path.splitext(pictures[n][0])[0] for n in several}
+            owners = [n for n, name in names.items() if own in (name, os.path.basename(name))]
+            if owners:
+                break
+        for number in set(several) - set(owners) if owners else ():
+            other = files.find(pictures[number][1].names[-2])
+            found[number] = None if other in claims else other
+    return found
+
+
 def class_names(folder: str) -> list[str]:
     """The names of the classes in a folder of XMLs, sorted; XMLs that cannot be read are passed."""
     names: set[str] = set()
     for path in xmls(folder):
-        text = read_text(epath.Path(folder) / path)
-        names.update(_plain(name) for name in re.findall(r"<object>\s*<name>([^<]*)</name>", text))
-        if "<object>" in text and not re.search(r"<object>\s*<name>", text):
-            try:
-                picture = parse(text, path)
-            except ElementTree.ParseError:
-                continue
-            names.update(name for name, _, _ in (picture.objects if picture else ()))
-    return sorted(names - {""})
+        try:
+            picture = parse(read_text(epath.Path(folder) / path), path)
+        except ElementTree.ParseError:
+            continue
+        names.update(name for name, _, _ in (picture.objects if picture else ()))
+    return sorted(names)
 
 
 def xmls(folder: str) -> list[str]:

@@ -18,7 +18,7 @@ from etils import epath
 
 from mixtrain_jax.data.sources.annotations import Annotations
 from mixtrain_jax.data.sources.dataset import coco_format
-from mixtrain_jax.data.sources.report import LEFT_OUT, Findings
+from mixtrain_jax.data.sources.report import LEFT_OUT, WARNING, Findings
 from mixtrain_jax.errors import UserError
 from mixtrain_jax.runtime import storage
 
@@ -73,15 +73,17 @@ def write_voc(table: Annotations, folder: epath.Path, split: str, images: Images
     if any((folder / "Annotations" / f"{stem}.xml").exists() for stem in stems):  # another split's
         names = [f"{split}_{name}".replace("/", "_") for name in names]
         stems = [os.path.splitext(name)[0] for name in names]
-    if len(set(stems)) < len(stems):
-        again = next(stem for stem in stems if stems.count(stem) > 1)
-        raise UserError(
-            f"two images of {table.source} are called {again}: VOC has one XML for both"
-        )
+    _check_stems(table, stems, "VOC has one XML for both")
     corners = np.concatenate([table.boxes[:, :2], table.boxes[:, :2] + table.boxes[:, 2:]], axis=1)
     corners = np.rint(corners).astype(np.int64) + [1, 1, 0, 0]
     flat = table.boxes[:, 2:] == 0  # equal corners
     corners[:, 2:] += flat
+    thin = ((corners[:, 2:] <= corners[:, :2]) & ~flat).any(axis=1)
+    findings.add(
+        WARNING,
+        table.ids_at(np.flatnonzero(thin)),
+        "boxes one pixel wide or high have equal corners in VOC, which are read as no area",
+    )
     ends = np.searchsorted(table.rows, np.arange(len(table) + 1))
     for row, (name, stem) in enumerate(zip(names, stems, strict=True)):
         root = ElementTree.Element("annotation")
@@ -118,16 +120,18 @@ def write_yolo(table: Annotations, folder: epath.Path, split: str, images: Image
     findings.add(LEFT_OUT, table.ids_at(crowd), "crowd boxes")
     table = table.boxes_at(np.flatnonzero(~table.crowd))
     names = file_names(table)
+    stems = [os.path.splitext(name)[0] for name in names]
+    _check_stems(table, stems, "YOLO has one label file for both")
     sides = table.sizes[table.rows][:, ::-1].astype(np.float64)
     centers = (table.boxes[:, :2] + table.boxes[:, 2:] / 2) / sides
     numbers = np.concatenate([centers, table.boxes[:, 2:] / sides], axis=1)
     ends = np.searchsorted(table.rows, np.arange(len(table) + 1))
-    for row, name in enumerate(names):
+    for row, stem in enumerate(stems):
         lines = [
             f"{table.labels[i]} " + " ".join(f"{number:.7g}" for number in numbers[i])
             for i in range(ends[row], ends[row + 1])
         ]
-        path = folder / "labels" / split / f"{os.path.splitext(name)[0]}.txt"
+        path = folder / "labels" / split / f"{stem}.txt"
         _write(path, "".join(f"{line}\n" for line in lines))
     _place(table, names, folder / "images" / split, images)
     path = folder / "data.yaml"
@@ -153,6 +157,13 @@ def file_names(table: Annotations) -> list[str]:
         again = next(name for name in names if names.count(name) > 1)
         raise UserError(f"two images of {table.source} are called {again}")
     return names
+
+
+def _check_stems(table: Annotations, stems: Sequence[str], why: str) -> None:
+    """Raises UserError if two names without extension are the same."""
+    if len(set(stems)) < len(stems):
+        again = next(stem for stem in stems if stems.count(stem) > 1)
+        raise UserError(f"two images of {table.source} are called {again}: {why}")
 
 
 def _finite(table: Annotations, findings: Findings) -> Annotations:

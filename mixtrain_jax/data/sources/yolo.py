@@ -42,7 +42,7 @@ class Box(NamedTuple):
 
     label: int
     xywh: tuple[float, float, float, float]
-    kind: str  # "box", "polygon", "more": a box with numbers after it
+    kind: str  # "box", "polygon", "more": a box with numbers after it, such as a pose's points
 
 
 def read(annotations: str, images: str, split: str, classes: Sequence[str] = ()) -> Annotations:
@@ -58,10 +58,12 @@ def read(annotations: str, images: str, split: str, classes: Sequence[str] = ())
       UserError: files or folders are missing, there are no images, or a label is no class.
     """
     findings = Findings()
+    points = 0
     if annotations.lower().endswith(YAML):
         content = read_yaml(annotations)
         pairs = list(_of_yaml(annotations, content, split))
-        names = list(classes) or names_of(content)
+        names = list(classes) or names_of(annotations, content)
+        points = _points_of(annotations, content)
     else:
         pairs = list(_of_folders(images, annotations))
         names = list(classes) or names_beside(annotations or images)
@@ -80,7 +82,7 @@ def read(annotations: str, images: str, split: str, classes: Sequence[str] = ())
         for number, line in enumerate(read_text(label_file, "label file").splitlines(), 1):
             if not line.strip():
                 continue
-            box = parse(line)
+            box = parse(line, points)
             if box is None:
                 wrong.append(f"{label_file}:{number}")
                 continue
@@ -91,7 +93,7 @@ def read(annotations: str, images: str, split: str, classes: Sequence[str] = ())
     findings.add(LEFT_OUT, lone, "label files without an image", of="")
     findings.add(LEFT_OUT, wrong, "lines that are no box", of="")
     findings.add(MENDED, polygons, "polygons became the boxes around them", of="")
-    findings.add(MENDED, more, "boxes have a number after them, which is not looked at", of="")
+    findings.add(MENDED, more, "boxes have numbers after them, which are not looked at", of="")
     findings.add(NOTE, bare, "images have no label file and are taken as without objects", of="")
     if len(bare) == len(table):
         raise UserError(
@@ -117,15 +119,20 @@ def split_of(name: str) -> str:
     return next((split for split, names in SPLITS.items() if name in names), "train")
 
 
-def parse(line: str) -> Box | None:
-    """What a line of a label file says; None if it is no box."""
+def parse(line: str, points: int = 0) -> Box | None:
+    """What a line of a label file says; None if it is no box.
+
+    Args:
+      line: of the file.
+      points: how many numbers of a pose follow each box; 0: the labels are none of poses.
+    """
     try:
         label, *numbers = (float(part) for part in line.replace(",", " ").split())
     except ValueError:
         return None
     if label < 0 or label != int(label) or not all(map(math.isfinite, numbers)):
         return None
-    if len(numbers) in (4, 5):
+    if len(numbers) in (4, 5) or (points and len(numbers) == 4 + points):
         x, y, w, h = numbers[:4]
         kind = "box" if len(numbers) == 4 else "more"
         return Box(int(label), (x - w / 2, y - h / 2, w, h), kind)
@@ -137,28 +144,55 @@ def parse(line: str) -> Box | None:
 
 
 def read_yaml(path: str) -> dict[str, Any]:
-    """What a data.yaml holds; raises UserError if that is nothing of the kind."""
+    """What a data.yaml holds, every value as the text that stands there.
+
+    So a class that is called yes or 1e3 has this name, and no date is looked for.
+
+    Raises:
+      UserError: it is nothing of the kind.
+    """
     import yaml
 
     try:
-        content = yaml.safe_load(read_text(path, "data.yaml"))
+        content = yaml.load(read_text(path, "data.yaml"), Loader=yaml.BaseLoader)
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not a YAML file ({str(error).splitlines()[0]})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a data.yaml, it has no 'train' and no 'names'")
-    return content
+    return {
+        key: "" if str(value).lower() in ("~", "null") else value for key, value in content.items()
+    }
 
 
-def names_of(content: dict[str, Any]) -> list[str]:
-    """The class names of a data.yaml: a list, numbers with names, or how many."""
-    names = content.get("names")
+def names_of(path: str, content: dict[str, Any]) -> list[str]:
+    """The class names of a data.yaml: a list, numbers with names, a file of them, or how many.
+
+    Raises:
+      UserError: `names` is none of these.
+    """
+    names, count = content.get("names"), str(content.get("nc") or "")
     if isinstance(names, dict):
+        strange = [key for key in names if not key.isdecimal()]
+        if strange:
+            raise UserError(f"{path}: 'names' has {strange[0]!r} where a class number is expected")
         numbered = {int(key): str(name) for key, name in names.items()}
         return [numbered.get(i, f"class {i}") for i in range(max(numbered, default=-1) + 1)]
     if isinstance(names, list):
         return [str(name) for name in names]
-    count = content.get("nc")
-    return [f"class {i}" for i in range(count)] if isinstance(count, int) else []
+    if names:
+        beside = epath.Path(path).parent / names
+        if not beside.is_file():
+            raise UserError(f"{path}: 'names' is {names!r}; give a list, or a file that is there")
+        return read_lines(beside)
+    return [f"class {i}" for i in range(int(count))] if count.isdecimal() else []
+
+
+def _points_of(path: str, content: dict[str, Any]) -> int:
+    """How many numbers of a pose follow each box, from `kpt_shape`; 0 where there are none."""
+    shape = content.get("kpt_shape") or []
+    if not isinstance(shape, list) or not all(str(part).isdecimal() for part in shape):
+        raise UserError(f"{path}: 'kpt_shape' is {shape!r}; give two whole numbers")
+    return math.prod(map(int, shape)) if shape else 0
 
 
 def names_beside(folder: str) -> list[str]:
@@ -178,6 +212,8 @@ def images_of(path: str, content: dict[str, Any], split: str) -> list[str]:
       UserError: one of them is not there.
     """
     given: Any = next((content[key] for key in SPLITS[split] if content.get(key)), [])
+    if isinstance(given, dict):
+        raise UserError(f"{path}: '{split}' holds fields; give a folder, or a list of them")
     here = epath.Path(path).parent
     root = here / str(content.get("path") or "")
     found = []
