@@ -44,8 +44,8 @@ class Found:
     """What was found in one image, best first.
 
     Attributes:
-      boxes: [n, 4] float32 x1 y1 x2 y2 in pixels of the image; the left edge of its first pixel is
-        0, and an image that EXIF turns is upright.
+      boxes: [n, 4] float32 x1 y1 x2 y2 in pixels of the image as `pixels` shows it; the left edge
+        of its first pixel is 0.
       scores: [n] float32 in [0, 1].
       labels: [n] int32, places in the detector's `classes`.
       classes: the detector's, in label order.
@@ -148,15 +148,17 @@ class Detector:
         Args:
           images: files, or arrays [height, width, 3] uint8 RGB. The images of a list are read
             alike: how deep they are, and whether EXIF turns them, is decided for all together.
-          threshold: a detection's score is above it.
+          threshold: a detection's score is above it, and above the config's
+            `model.roi_head.score_threshold` in any case.
 
         Returns:
           What was found; of a list, a list in its order.
 
         Raises:
-          UserError: an image cannot be used, or memory does not suffice.
+          UserError: an image cannot be used, the threshold is none, or memory does not suffice.
         """
-        if not isinstance(images, Sequence) or isinstance(images, str):
+        predict.check_threshold(threshold)
+        if not isinstance(images, Sequence) or isinstance(images, str | bytes):
             (found,) = self._found_in([images], 1, threshold)
             return found
         return self._found_in(list(images), self._resolved.eval.batch_size, threshold)
@@ -164,6 +166,12 @@ class Detector:
     def _found_in(self, images: list[Picture], batch_size: int, threshold: float) -> list[Found]:
         if not images:
             return []
+        for number, each in enumerate(images):
+            if not isinstance(each, np.ndarray | str | os.PathLike):
+                raise UserError(
+                    f"image {number} is a {type(each).__name__}: give a file's path, or an array "
+                    "[height, width, 3] uint8 RGB"
+                )
         given = [each if isinstance(each, np.ndarray) else os.fspath(each) for each in images]
         dataset = plain_images.in_memory(given, self._resolved.data)
         _refuse(predict.fitting_no_bucket(dataset, self._resolved.data.val))
@@ -216,6 +224,8 @@ class Detector:
         Raises:
           UserError: the data cannot be used, or has other classes.
         """
+        if split not in ("val", "test"):
+            raise UserError(f"split={split!r}: choose 'val' or 'test'")
         config = _changed(self.config, changes, data, run=True)
         target = None if output is None else epath.Path(output)
         with memory_in_one_line(detect.LESS_MEMORY):
@@ -267,7 +277,7 @@ def load(
     source: str | os.PathLike[str],
     *,
     weights: str = "student",
-    config: str | ConfigDict | None = None,
+    config: str | os.PathLike[str] | ConfigDict | None = None,
     changes: Changes | None = None,
 ) -> Detector:
     """Loads a trained detector.
@@ -292,8 +302,8 @@ def load(
     name = os.fspath(source)
     workdir = saved.workdir_of(name)
     if config is not None:
-        asked = configs.load(config) if isinstance(config, str) else config
-        asked = _changed(asked, changes)
+        whole = config if isinstance(config, ConfigDict) else configs.load(os.fspath(config))
+        asked = _changed(whole, changes)
     elif workdir is not None:
         asked, _ = config_asked.of_run(workdir, _texts(changes))
     else:
@@ -305,7 +315,7 @@ def load(
 
 
 def train(
-    config: str | ConfigDict,
+    config: str | os.PathLike[str] | ConfigDict,
     workdir: str | os.PathLike[str],
     *,
     data: str | os.PathLike[str] | None = None,
@@ -335,11 +345,11 @@ def train(
         resumes.
     """
     process.prepare_storage()  # the config may be in a bucket
-    if isinstance(config, str):
-        folder = None if data is None else os.fspath(data)
-        asked, origin = config_asked.of_file(config, _texts(changes), folder)
-    else:
+    if isinstance(config, ConfigDict):
         asked, origin = _changed(config, changes, data), saved.Origin("", _texts(changes))
+    else:
+        folder = None if data is None else os.fspath(data)
+        asked, origin = config_asked.of_file(os.fspath(config), _texts(changes), folder)
     process.prepare(asked, training=True)
     parallel.start()
     code = run(asked, epath.Path(workdir), origin, allow_changes, from_scratch)

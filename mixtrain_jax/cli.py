@@ -8,6 +8,7 @@ standard error and exit code 2; a traceback always means a bug.
 
 import argparse
 import difflib
+import io
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -97,6 +98,9 @@ def run(
       arguments: the command line without the program's name; None takes it from sys.argv.
     """
     process.prepare_storage()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # file names may hold what no text can
+            stream.reconfigure(errors="backslashreplace")
     try:
         flags, overrides = _split(sys.argv[1:] if arguments is None else arguments)
         if isinstance(parser, _Parser):
@@ -131,6 +135,8 @@ def _config(namespace: argparse.Namespace, overrides: dict[str, str]) -> tuple[A
         workdir = saved.workdir_of(source) if source else None
         if workdir is not None:
             return asked.of_run(workdir, overrides, folder)
+        if source and namespace.config_required:
+            raise UserError(f"{source}: no run's {saved.NAME} is there; say --config=FILE too")
     if folder and not namespace.config_required:
         overrides = own_data.of_folder(folder, overrides)
         return load.override_all(recipes.base(), overrides), saved.Origin("", overrides)

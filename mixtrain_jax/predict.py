@@ -36,7 +36,7 @@ def main(flags: argparse.Namespace) -> None:
         predict(
             flags.config,
             source,
-            flags.weights,
+            detect.which_weights(flags.weights, flags.config),
             flags.images,
             epath.Path(flags.output),
             flags.threshold,
@@ -52,7 +52,11 @@ def parse() -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoint", help="a checkpoint's path instead, or WORKDIR:best for a run's best by AP"
     )
-    parser.add_argument("--weights", default="student", choices=("student", "teacher"))
+    parser.add_argument(
+        "--weights",
+        choices=("student", "teacher"),
+        help="default: config.eval.weights, the student where that is both",
+    )
     parser.add_argument("--output", required=True, help="directory for pictures and reports")
     parser.add_argument(
         "--threshold", type=float, default=0.3, help="least score of a detection (default 0.3)"

@@ -139,6 +139,13 @@ def test_scores_are_those_of_the_run(detector):
     assert set(scores["per_class"]) == set(detector.classes)
     with pytest.raises(mixtrain_jax.UserError, match="no test split"):
         detector.evaluate("test")
+    with pytest.raises(mixtrain_jax.UserError, match="choose 'val' or 'test'"):
+        detector.evaluate("validation")
+    with pytest.raises(mixtrain_jax.UserError, match="the scores are written there"):
+        detector.evaluate(output="metrics.json")
+    for threshold in ("0.5", 30, float("nan")):
+        with pytest.raises(mixtrain_jax.UserError, match="give a number from 0 to less than 1"):
+            detector.predict("shapes/val/000001.jpg", threshold)
 
 
 @pytest.mark.slow
@@ -167,6 +174,9 @@ def test_a_run_goes_on_with_other_classes(detector, guide, capsys):
         (np.zeros((4, 4), np.uint8), r"image 0 is an array uint8\[4, 4\]: give \[height"),
         (np.zeros((4, 4, 3), np.float32), r"float32\[4, 4, 3\]"),
         (np.zeros((8, 800, 3), np.uint8), "fits in none of config.data.val.buckets"),
+        (Image.new("RGB", (8, 8)), "image 0 is a Image: give a file's path, or an array"),
+        ([None], "image 0 is a NoneType"),
+        (b"bytes", "image 0 is a bytes"),
     ],
 )
 def test_images_that_cannot_be_used_are_named(detector, image, message):
@@ -186,6 +196,8 @@ def test_a_damaged_file_is_named(detector, tmp_path):
 def test_a_checkpoint_of_no_run_needs_a_config(tmp_path):
     with pytest.raises(mixtrain_jax.UserError, match="is not of a run: say config="):
         mixtrain_jax.load(tmp_path)
+    with pytest.raises(mixtrain_jax.UserError, match="config file .*nowhere.py' does not exist"):
+        mixtrain_jax.load(tmp_path, config=tmp_path / "nowhere.py")
     with pytest.raises(mixtrain_jax.UserError, match="choose 'student' or 'teacher'"):
         mixtrain_jax.load(tmp_path, weights="both")
 

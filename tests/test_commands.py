@@ -145,6 +145,13 @@ def test_the_test_split_is_evaluated_like_val(finished, shapes, tmp_path):
     page = (tmp_path / "errors.html").read_text()
     assert "Errors on test" in page and "step 6, student weights" in page
     assert len(list((tmp_path / "worst").glob("*.jpg"))) > 0
+    config.eval.images = 2  # what was not looked at is no error
+    output = str(tmp_path / "few" / "detections.json")
+    evaluate.main(flags(shapes, finished, config=config, output=output, page=True))
+    few = (tmp_path / "few" / "errors.html").read_text()
+    shown = float(re.search(r"<div><b>([\d.]+)</b><span>AP50</span>", few)[1])
+    metrics = json.loads((tmp_path / "few" / "metrics.json").read_text())
+    assert shown == pytest.approx(metrics["AP50"], abs=6e-4)
     with pytest.raises(UserError, match=r"there is no test split: set config.data.test"):
         evaluate.main(flags(shapes, finished, split="test"))
 

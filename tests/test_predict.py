@@ -1,5 +1,6 @@
 """Prediction from image files, and what it shares with evaluation."""
 
+import functools
 import json
 import types
 
@@ -128,6 +129,61 @@ def test_folders_and_patterns_are_looked_through(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no image files in .*empty"):
         plain_images.find([str(tmp_path / "empty")])
+
+
+@pytest.mark.parametrize("name", ["in", "in/**/*.png"])
+def test_an_output_that_holds_the_images_hides_none(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    picture(tmp_path / "in" / "a.png")
+    for output in (".", "in"):
+        assert plain_images.find([name], without=output) == {"in/a.png": "a"}
+    picture(tmp_path / "in" / "out" / "b.png")
+    (tmp_path / "in" / "a.png").unlink()
+    with pytest.raises(UserError, match="no image files in .* but those of --output=in/out"):
+        plain_images.find([name], without="in/out")
+
+
+def test_patterns_are_of_this_machine():
+    with pytest.raises(UserError, match="in a bucket name files or folders, not patterns"):
+        plain_images.find(["gs://bucket/in/*.jpg"])
+    assert plain_images._inside("gs://bucket/in/out/a.png", "gs://bucket/in/out/")
+    assert not plain_images._inside("gs://bucket/in/a.png", "gs://bucket/in/out")
+
+
+@pytest.mark.parametrize("threshold", ["30", "nan", "-0.1", "1"])
+def test_a_threshold_is_a_score(threshold, capsys):
+    flags = "--config=quickstart", "--checkpoint=x", "--output=y", f"--threshold={threshold}", "z"
+    with pytest.raises(SystemExit):
+        cli.run(command.main, command.parse(), list(flags))
+    assert "give a number from 0 to less than 1" in capsys.readouterr().err
+
+
+def test_the_config_says_which_weights_unless_a_flag_does():
+    config = small.config()
+    for asked, given, expected in (
+        ("teacher", None, "teacher"),
+        ("teacher", "student", "student"),
+        ("both", None, "student"),
+        ("student", "teacher", "teacher"),
+    ):
+        config.eval.weights = asked
+        assert detect.which_weights(given, config) == expected
+
+
+def test_a_float32_detector_is_exact_on_every_device(unnamed):
+    """As the program says before it is compiled; an export lowers the same function."""
+    network = detector.build(small.config().model, "float32")
+    params, _ = checkpoint.load_weights(str(unnamed), "student")
+    image, size, scale = np.zeros((1, 64, 64, 3), "f4"), np.full((1, 2), 64), np.ones((1, 2), "f4")
+    run = functools.partial(detect.in_original, network)
+    text = jax.jit(run).lower(params, image, size, scale).as_text()
+    products = [
+        line
+        for line in text.splitlines()
+        if "stablehlo.convolution" in line or "stablehlo.dot" in line
+    ]
+    assert len(products) > 10
+    assert [line for line in products if "HIGHEST" not in line] == []
 
 
 def test_a_folder_goes_through_in_batches_to_yolo_and_coco_files(unnamed, config, tmp_path, capsys):

@@ -50,7 +50,7 @@ def main(flags: argparse.Namespace) -> None:
         raise UserError(f"--platforms={','.join(sorted(unknown))}: choose from {PLATFORMS}")
     process.prepare()
     begin = time.perf_counter()
-    weights = detect.read_weights(source, flags.weights)
+    weights = detect.read_weights(source, detect.which_weights(flags.weights, flags.config))
     content, told = archive(flags.config, weights, platforms)
     output = epath.Path(flags.output)
     storage.write(output, content)
@@ -95,6 +95,7 @@ def archive(asked: Any, weights: detect.Weights, platforms: tuple[str, ...]) -> 
         "classes": [str(category["name"]) for category in categories],
         "category_ids": [category["id"] for category in categories],
         "scale": list(config.data.val.scale),
+        "least_score": config.model.roi_head.score_threshold,
         "programs": sizes,
         "platforms": list(platforms),
         "weights": names,
@@ -166,7 +167,11 @@ def parse() -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoint", help="a checkpoint's path instead, or WORKDIR:best for a run's best by AP"
     )
-    parser.add_argument("--weights", default="student", choices=("student", "teacher"))
+    parser.add_argument(
+        "--weights",
+        choices=("student", "teacher"),
+        help="default: config.eval.weights, the student where that is both",
+    )
     parser.add_argument("--output", required=True, metavar="FILE.zip", help="the archive")
     parser.add_argument(
         "--platforms",

@@ -31,6 +31,8 @@ def main(flags: argparse.Namespace) -> None:
     meta: dict = {}
     for which in ("student", "teacher") if flags.weights == "both" else (flags.weights,):
         params, meta = checkpoint.load_weights(flags.checkpoint, which)
+        if "roi_head" not in params:
+            raise UserError(f"{flags.checkpoint} is no detector: it has {', '.join(params)} only")
         prefix = f"{which}.detector." if flags.weights == "both" else ""
         state |= {prefix + name: array for name, array in state_dict(params).items()}
     file = {

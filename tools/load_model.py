@@ -26,6 +26,8 @@ def load(path):
 
     def detect(image, threshold=0.3):
         """Boxes [n, 4] x1 y1 x2 y2 in pixels of the image, scores [n] and n names, best first."""
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"{image.dtype}{image.shape}: give [height, width, 3] uint8 RGB")
         long, short = model["scale"]
         factor = min(long / max(image.shape[:2]), short / min(image.shape[:2]))
         size = np.array([max(int(side * factor + 0.5), 1) for side in image.shape[:2]], np.int32)

@@ -42,6 +42,12 @@ def read_weights(source: str, which: str) -> Weights:
     return Weights(source, which, *checkpoint.load_weights(source, which))
 
 
+def which_weights(given: str | None, config: Any) -> str:
+    """What a flag says, else the config's `eval.weights`; the student where that is both."""
+    asked: str = given or config.eval.weights
+    return asked if asked in ("student", "teacher") else "student"
+
+
 def predictor(model: Any, data: Any, dtype: str) -> Predict:
     """Returns the compiled detector, mapped over devices.
 
@@ -59,9 +65,7 @@ def predictor(model: Any, data: Any, dtype: str) -> Predict:
     def predict(params: Params, view: View) -> tuple[Detections, Array]:
         scale = jnp.stack([view.matrix[:, 0, 0], view.matrix[:, 1, 1]], axis=-1)
         seen = pixels.normalise(view, data.mean, data.std)
-        # By default GPUs round products of float32 to TF32, and TPUs to bfloat16.
-        with jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
-            return in_original(network, params, seen.image, view.size, scale)
+        return in_original(network, params, seen.image, view.size, scale)
 
     mapped = parallel.map_predict(predict)
     seen: set[tuple[int, ...]] = set()
@@ -92,9 +96,10 @@ def in_original(
     Returns:
       As `RoIHead.detect`.
     """
-    bound = detector.bind(network, params)
-    pyramid = bound.features(image, size)
-    return bound.detect(pyramid, size, bound.proposals(pyramid, size), scale)
+    with detector.precise(network):
+        bound = detector.bind(network, params)
+        pyramid = bound.features(image, size)
+        return bound.detect(pyramid, size, bound.proposals(pyramid, size), scale)
 
 
 def detect(

@@ -28,10 +28,11 @@ def write(
 ) -> epath.Path:
     """Writes errors.html and the images it shows.
 
-    Crowds, and boxes without area, are no objects here; the scores of COCO count the latter.
+    Crowds, and boxes without area, are no objects here; the scores of COCO count the latter. What
+    is found in a crowd is neither right nor wrong, as there.
 
     Args:
-      dataset: the images and their annotations.
+      dataset: the images that were looked at, and their annotations.
       results: the entries of a COCO results file, as `detect.evaluate` returns them.
       folder: where to.
       about: a line on what was evaluated.
@@ -46,13 +47,14 @@ def write(
     own = np.array([label_of[number] for number in ids], np.int32)
     truth = errors.Boxes(human.image, human.boxes, own[human.labels])
     found = _table(dataset, label_of, results)
-    names = [str(category["name"]) for category in dataset.categories]
+    crowds = [each for each in dataset.ground_truth["annotations"] if each["iscrowd"]]
+    names = _names(dataset.categories)
     files = [dataset.names(row) for row in range(len(dataset))]
     row_of = {name: row for row, name in enumerate(files)}
     with storage.folder(folder) as local:
         page.write(
             local,
-            errors.analyse(found, truth, names, len(dataset)),
+            errors.analyse(found, truth, names, len(dataset), _table(dataset, label_of, crowds)),
             found=found,
             truth=truth,
             file_names=files,
@@ -63,13 +65,23 @@ def write(
     return folder / NAME
 
 
+def _names(categories: Sequence[dict[str, Any]]) -> list[str]:
+    """The names of the classes; with its id where two have the same."""
+    names = [str(category["name"]) for category in categories]
+    return [
+        f"{name} ({category['id']})" if names.count(name) > 1 else name
+        for name, category in zip(names, categories, strict=True)
+    ]
+
+
 def _table(
     dataset: Dataset, label_of: dict[int, int], results: Sequence[dict[str, Any]]
 ) -> errors.Boxes:
+    """Entries of a COCO file as a table; those without a score have 0."""
     row_of = {int(number): row for row, number in enumerate(dataset.image_ids)}
     return errors.Boxes(
         image=np.array([row_of[each["image_id"]] for each in results], np.int32),
         boxes=corrections.from_bbox([each["bbox"] for each in results]),
         labels=np.array([label_of[each["category_id"]] for each in results], np.int32),
-        scores=np.array([each["score"] for each in results], np.float64),
+        scores=np.array([each.get("score", 0) for each in results], np.float64),
     )

@@ -60,7 +60,13 @@ class _Matches:
     missed: Bools
 
 
-def analyse(found: Boxes, truth: Boxes, class_names: Sequence[str], images: int) -> dict[str, Any]:
+def analyse(
+    found: Boxes,
+    truth: Boxes,
+    class_names: Sequence[str],
+    images: int,
+    crowds: Boxes | None = None,
+) -> dict[str, Any]:
     """Takes the detections of a data set apart.
 
     Args:
@@ -68,6 +74,7 @@ def analyse(found: Boxes, truth: Boxes, class_names: Sequence[str], images: int)
       truth: what is there; crowds left out.
       class_names: of the K classes.
       images: the number of images.
+      crowds: of which what is found inside, and is no hit, does not count.
 
     Returns:
       "AP50"; "lost": {kind: AP50 that mending it would gain}; "counts": {kind: errors};
@@ -81,9 +88,14 @@ def analyse(found: Boxes, truth: Boxes, class_names: Sequence[str], images: int)
     assert found.scores is not None
     order = np.argsort(-found.scores, kind="stable")
     found = Boxes(*(np.asarray(getattr(found, f.name))[order] for f in dataclasses.fields(found)))
-    scores = np.asarray(found.scores, np.float64)
     groups = _groups(found, truth, images)
     matches = _match(found, truth, groups)
+    if crowds is not None and len(crowds.labels):
+        counts = (matches.hit >= 0) | ~_in_crowd(found, crowds, images)
+        found = Boxes(*(getattr(found, f.name)[counts] for f in dataclasses.fields(found)))
+        groups = _groups(found, truth, images)
+        matches = _match(found, truth, groups)
+    scores = np.asarray(found.scores, np.float64)
     classes = range(len(class_names))
     base = _per_class_ap(matches.hit >= 0, scores, found.labels, truth.labels, len(class_names))
     mended = {
@@ -153,6 +165,20 @@ def _groups(found: Boxes, truth: Boxes, images: int) -> list[tuple[Ints, Ints, F
     for seen, there in zip(*rows):
         groups.append((seen, there, _iou(found.boxes[seen], truth.boxes[there])))
     return groups
+
+
+def _in_crowd(found: Boxes, crowds: Boxes, images: int) -> Bools:
+    """[N] bool: half of a detection at least lies in a crowd of its class."""
+    inside = np.zeros(len(found.labels), bool)
+    for seen, there, _ in _groups(found, crowds, images):
+        boxes, others = found.boxes[seen][:, None], crowds.boxes[there][None]
+        low = np.maximum(boxes[..., :2], others[..., :2])
+        high = np.minimum(boxes[..., 2:], others[..., 2:])
+        shared = np.clip(high - low, 0, None).prod(-1)
+        area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
+        same = found.labels[seen][:, None] == crowds.labels[there]
+        inside[seen] = (same & (shared >= FOREGROUND * area) & (area > 0)).any(axis=1)
+    return inside
 
 
 def _match(found: Boxes, truth: Boxes, groups: list[tuple[Ints, Ints, Floats]]) -> _Matches:

@@ -3,6 +3,7 @@
 import itertools
 from typing import Any
 
+import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -37,6 +38,8 @@ def evaluate(
     Raises:
       UserError: the weights are of another model or other classes than the split has.
     """
+    if output is not None and output.name == _scores_name(split):
+        raise UserError(f"{output}: the scores are written there; choose another file")
     dataset = load_dataset(asked.data, split)
     config = resolve(asked, val=dataset, devices=parallel.device_count())
     check_categories(weights.source, weights.meta, dataset)
@@ -58,14 +61,19 @@ def evaluate(
     )
     parallel.say(coco.table(metrics))
     if output is not None and parallel.host()[0] == 0:
-        scores = output.with_name("metrics.json" if split == "val" else f"metrics_{split}.json")
+        scores = output.with_name(_scores_name(split))
         storage.write_json(output, coco.with_original_ids(results, dataset))
         storage.write_json(scores, metrics)
         parallel.say(f"wrote {output} and {scores}")
         if page:
-            written = error_page.write(dataset, results, output.parent, about)
+            scored = dataset.take(np.arange(config.eval.images or len(dataset))[: len(dataset)])
+            written = error_page.write(scored, results, output.parent, about)
             parallel.say(f"wrote {written}")
     return metrics
+
+
+def _scores_name(split: str) -> str:
+    return "metrics.json" if split == "val" else f"metrics_{split}.json"
 
 
 def check_categories(source: str, meta: dict[str, Any], dataset: Dataset) -> None:

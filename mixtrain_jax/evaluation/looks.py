@@ -39,10 +39,11 @@ def rater(model: Any, data: Any, dtype: str) -> Rate:
     network = detector.build(model, dtype)
 
     def rate(params: Params, view: View) -> tuple[Found, Array, Array]:
-        bound = detector.bind(network, params)
-        pyramid = bound.features(pixels.normalise(view, data.mean, data.std).image, view.size)
-        found, _ = bound.detect(pyramid, view.size, bound.proposals(pyramid, view.size))
-        probabilities, refined = bound.rate_boxes(pyramid, view.size, view.boxes)
+        with detector.precise(network):
+            bound = detector.bind(network, params)
+            pyramid = bound.features(pixels.normalise(view, data.mean, data.std).image, view.size)
+            found, _ = bound.detect(pyramid, view.size, bound.proposals(pyramid, view.size))
+            probabilities, refined = bound.rate_boxes(pyramid, view.size, view.boxes)
         return found, probabilities, refined
 
     return parallel.map_predict(rate)

@@ -16,6 +16,7 @@ from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from mixtrain_jax.config import load
 from mixtrain_jax.config.resolve import resolve
 from mixtrain_jax.data.input import batches, buckets
 from mixtrain_jax.data.input.read_errors import ReadErrors
@@ -60,6 +61,9 @@ def predict(
       UserError: images are missing or cannot be used (after the others are written), or the
         checkpoint is no such detector.
     """
+    check_threshold(threshold)
+    floor = min(threshold, asked.model.roi_head.score_threshold)
+    asked = load.override_all(asked, {"model.roi_head.score_threshold": str(floor)})
     stems = plain_images.find(images, without=output)
     pictures = choose_outputs(stems, output, save_as)
     weights = detect.read_weights(source, which)
@@ -123,6 +127,12 @@ def predict(
         raise UserError(
             f"{len(unusable)} of {len(stems)} images could not be used and were skipped: {listed}"
         )
+
+
+def check_threshold(threshold: float) -> None:
+    """Raises UserError unless a threshold of scores is a number from 0 to less than 1."""
+    if not isinstance(threshold, int | float) or not 0 <= threshold < 1:
+        raise UserError(f"threshold {threshold!r}: give a number from 0 to less than 1")
 
 
 def settle(asked: ConfigDict, weights: Weights) -> tuple[Any, list[dict[str, Any]]]:
@@ -220,25 +230,19 @@ def choose_outputs(
     """Chooses a picture for each image.
 
     Args:
-      stems: by path of an image, the name that its picture should have.
+      stems: by path of an image, the name that its picture is to have.
       output: directory of the pictures.
       save_as: one of PICTURES; "none": there are no pictures.
 
     Returns:
-      The pictures by the images' paths; a second x.png is x_2.png.
+      The pictures by the images' paths.
 
     Raises:
       UserError: an image would be overwritten.
     """
-    targets: dict[str, epath.Path] = {}
-    taken: set[epath.Path] = set()
-    for path, stem in stems.items() if save_as != "none" else ():
-        target, number = output / f"{stem}.{save_as}", 1
-        while target in taken:
-            number += 1
-            target = output / f"{stem}_{number}.{save_as}"
-        taken.add(target)
-        targets[path] = target
+    targets = {path: output / f"{stem}.{save_as}" for path, stem in stems.items()}
+    if save_as == "none":
+        targets = {}
     inputs = {os.path.realpath(path) for path in stems}
     for target in (*targets.values(), output / result_files.REPORT):
         if os.path.realpath(os.fspath(target)) in inputs:

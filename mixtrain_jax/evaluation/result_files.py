@@ -62,7 +62,8 @@ def write(
     if form == "yolo":
         names = "".join(f"{category['name']}\n" for category in categories)
         storage.write(output / "classes.txt", names.encode())
-        for name, each in zip(_label_files(found, stems), found):
+        for each in found:
+            name = f"{stems[each.path]}.txt"
             storage.write(output / "labels" / name, yolo(each).encode())
         return [output / REPORT, output / "labels"]
     return [output / REPORT]
@@ -128,15 +129,3 @@ def yolo(found: Found) -> str:
         shares = (*centre, (x2 - x1) / width, (y2 - y1) / height)
         lines.append(f"{label} {' '.join(f'{share:.6f}' for share in shares)} {score:.4f}\n")
     return "".join(lines)
-
-
-def _label_files(found: Sequence[Found], stems: Mapping[str, str]) -> list[str]:
-    names: list[str] = []
-    for each in found:
-        stem, number = stems[each.path], 1
-        name = f"{stem}.txt"
-        while name in names:
-            number += 1
-            name = f"{stem}_{number}.txt"
-        names.append(name)
-    return names

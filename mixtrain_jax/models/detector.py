@@ -6,6 +6,7 @@ What the method needs are separate calls on shared features: `features`, `propos
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -129,6 +130,14 @@ def bind(model: Detector, params: Params) -> Detector:
     Inside a function that JAX transforms, bind there and not outside of it.
     """
     return model.bind({"params": params})
+
+
+def precise(network: Detector) -> AbstractContextManager[Any]:
+    """Within it a float32 network's products are of float32 on every device.
+
+    By default GPUs round them to TF32, and TPUs to bfloat16.
+    """
+    return jax.default_matmul_precision("highest" if network.dtype == jnp.float32 else "default")
 
 
 def build(config: Any, dtype: Any = None) -> Detector:

@@ -12,6 +12,7 @@ from mixtrain_jax.pages import crops, render
 
 FOLDER = "worst"
 WORST = 24  # images shown
+CLASSES = 60  # in the table of confusion, and curves: those with the most errors
 SAME_IOU = 0.5
 EXPLAINED = {
     "classification": "right place, wrong class",
@@ -61,6 +62,8 @@ def write(
         drawn = _drawn(found, truth, image, thresholds, names)
         crops.picture(read(file_names[image]), path, drawn)
         worst.append(entry | {"name": file_names[image], "path": f"{FOLDER}/{path.name}"})
+    shown = _most_wrong(analysis["confusion"])
+    others = ["other classes"] if len(shown) < len(names) else []
     return render.write(
         "errors.html",
         folder / "errors.html",
@@ -68,9 +71,29 @@ def write(
         about=about,
         analysis=analysis,
         kinds=[(kind, EXPLAINED[kind]) for kind in EXPLAINED],
+        shown=shown,
+        confusion=_merged(analysis["confusion"], shown),
+        columns=[*(names[c] for c in shown), *others, "nothing"],
         names=names,
         worst=worst,
     )
+
+
+def _most_wrong(confusion: Sequence[Sequence[int]]) -> list[int]:
+    """The classes whose boxes are confused or missed, or made up, the most; in label order."""
+    table = np.array(confusion)
+    wrong = table.sum(0) + table.sum(1) - 2 * np.diag(table)
+    return sorted(np.argsort(-wrong[:-1], kind="stable")[:CLASSES].tolist())
+
+
+def _merged(confusion: Sequence[Sequence[int]], shown: Sequence[int]) -> list[list[int]]:
+    """The counts of the classes shown, of all others together, if there are, and of nothing."""
+    table = np.array(confusion)
+    last = len(table) - 1
+    rest = [c for c in range(last) if c not in set(shown)]
+    groups = [[c] for c in shown] + ([rest] if rest else []) + [[last]]
+    columns = np.stack([table[:, group].sum(axis=1) for group in groups], axis=1)
+    return [columns[group].sum(axis=0).tolist() for group in groups]
 
 
 def _drawn(

@@ -28,7 +28,7 @@ def write(template: str, path: str | os.PathLike[str], **values: Any) -> pathlib
     text = environment().get_template(template).render(**values)
     path = pathlib.Path(path)
     half = path.with_name(path.name + ".part")
-    half.write_text(text, encoding="utf-8")
+    half.write_text(text, encoding="utf-8", errors="backslashreplace")  # of odd file names
     half.replace(path)
     return path
 

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from mixtrain_jax.evaluation import errors
+from mixtrain_jax.evaluation import coco, errors
 from mixtrain_jax.evaluation.errors import Boxes
+from mixtrain_jax.pages import errors as page
 
 NAMES = ["cat", "dog"]
 
@@ -149,3 +150,77 @@ def test_without_detections_or_boxes_there_are_numbers_still():
     result = errors.analyse(found, nothing, NAMES, 2)
     assert result["counts"]["background"] == 1
     assert result["confusion"][2] == [0, 0, 0]
+
+
+def test_what_is_found_in_a_crowd_of_its_class_does_not_count():
+    crowd = boxes((0, 0, 20, 20, 44, 44), (1, 1, 0, 20, 40, 60))
+    hits = [
+        (*map(float, r), 0.5) for r in np.column_stack([TRUTH.image, TRUTH.labels, TRUTH.boxes])
+    ]
+    inside = [(0, 0, 24, 24, 30, 30, 0.9), (1, 1, 10, 30, 20, 40, 0.9)]
+    outside = [(0, 1, 24, 24, 30, 30, 0.9), (0, 0, 38, 38, 50, 50, 0.9)]  # class; a quarter inside
+    result = errors.analyse(boxes(*hits, *inside), TRUTH, NAMES, 2, crowd)
+    assert result["AP50"] == 1 and result["counts"]["background"] == 0
+    assert [row["threshold"] for row in result["per_class"]] == [0.5, 0.5]
+    result = errors.analyse(boxes(*hits, *inside, *outside), TRUTH, NAMES, 2, crowd)
+    assert result["counts"]["background"] == 2
+    assert errors.analyse(boxes(*hits, *inside), TRUTH, NAMES, 2)["counts"]["background"] == 2
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_ap_with_crowds_is_that_of_coco(seed):
+    """Against `coco.score`, which the tests of it compare with pycocotools."""
+    rng = np.random.default_rng(seed)
+
+    def some(count, *more):
+        low = rng.uniform(0, 60, (count, 2))
+        return [
+            (
+                rng.integers(3),
+                rng.integers(2),
+                *a,
+                *(a + rng.uniform(8, 40, 2)),
+                *(m() for m in more),
+            )
+            for a in low
+        ]
+
+    truth, crowds = some(14), some(4)
+    near = [(*t[:2], *(np.array(t[2:]) + rng.uniform(-3, 3, 4)), rng.uniform()) for t in truth]
+    found = near + some(20, rng.uniform)
+    content = {
+        "images": [{"id": i, "height": 100, "width": 100} for i in range(3)],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(NAMES)],
+        "annotations": [
+            {
+                "id": n + 1,
+                "image_id": int(row[0]),
+                "category_id": int(row[1]),
+                "bbox": [row[2], row[3], row[4] - row[2], row[5] - row[3]],
+                "area": (row[4] - row[2]) * (row[5] - row[3]),
+                "iscrowd": int(n >= len(truth)),
+            }
+            for n, row in enumerate(truth + crowds)
+        ],
+    }
+    results = [
+        {
+            "image_id": int(row[0]),
+            "category_id": int(row[1]),
+            "bbox": [row[2], row[3], row[4] - row[2], row[5] - row[3]],
+            "score": row[6],
+        }
+        for row in found
+    ]
+    expected = coco.score(content, results)["AP50"]
+    result = errors.analyse(boxes(*found), boxes(*truth), NAMES, 3, boxes(*crowds))
+    assert result["AP50"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_page_of_many_classes_shows_those_with_the_most_errors(monkeypatch):
+    monkeypatch.setattr(page, "CLASSES", 2)
+    #          there: a, b, c, nothing
+    confusion = [[5, 1, 0, 0], [0, 5, 0, 3], [0, 0, 9, 0], [0, 0, 0, 0]]
+    assert page._most_wrong(confusion) == [0, 1]
+    assert page._merged(confusion, [0, 1]) == confusion
+    assert page._merged(confusion, [1]) == [[5, 0, 3], [1, 14, 0], [0, 0, 0]]

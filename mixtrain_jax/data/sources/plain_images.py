@@ -19,19 +19,23 @@ def find(names: Sequence[str], without: epath.PathLike | None = None) -> dict[st
 
     Args:
       names: image files, folders (looked through to the bottom) or patterns such as "a/**/*.jpg".
-      without: a folder that is left out where a folder or a pattern leads into it.
+      without: a folder that is left out where a folder or a pattern that is not in it leads into
+        it.
 
     Returns:
       By path: the name without extension that results are to have, with the folders between the
-      folder named and the image.
+      folder named and the image; a second x is x_2.
 
     Raises:
-      UserError: a file or folder does not exist, or nothing in it is an image.
+      UserError: a file or folder does not exist, nothing in it is an image, or a pattern is of a
+        bucket.
     """
     found: dict[str, str] = {}
     missing: list[str] = []
     for name in names:
         path = epath.Path(name)
+        if "://" in name and glob.has_magic(name):
+            raise UserError(f"{name}: in a bucket name files or folders, not patterns")
         if storage.is_directory(path):
             below = [file for file in file_names.walk(name) if _is_image(file)]
             listed = {os.fspath(path / file): os.path.splitext(file)[0] for file in sorted(below)}
@@ -44,14 +48,31 @@ def find(names: Sequence[str], without: epath.PathLike | None = None) -> dict[st
         else:
             missing.append(name)
             continue
-        listed = {file: stem for file, stem in listed.items() if not _inside(file, without)}
         if not listed:
             raise UserError(f"no image files in {name}")
+        if without is not None and not _inside(f"{_root(name)}/x", without):
+            listed = {file: stem for file, stem in listed.items() if not _inside(file, without)}
+            if not listed:
+                raise UserError(f"no image files in {name} but those of --output={without}")
         for file, stem in listed.items():
             found.setdefault(file, stem)
     if missing:
         raise UserError(f"no such image file: {', '.join(missing)}")
-    return found
+    return _apart(found)
+
+
+def _apart(stems: dict[str, str]) -> dict[str, str]:
+    """The same with a number after each name that an earlier image has."""
+    taken: set[str] = set()
+    result: dict[str, str] = {}
+    for path, stem in stems.items():
+        name, number = stem, 1
+        while name in taken:
+            number += 1
+            name = f"{stem}_{number}"
+        taken.add(name)
+        result[path] = name
+    return result
 
 
 def dataset(paths: Sequence[str], data: Any) -> Dataset:
@@ -139,7 +160,15 @@ def _is_image(path: str) -> bool:
     return file_names.suffix(path) in file_names.SUFFIXES
 
 
-def _inside(file: str, folder: epath.PathLike | None) -> bool:
-    if folder is None or "://" in file:
-        return False
+def _root(name: str) -> str:
+    """A folder, or the deepest one in which all that a pattern fits is."""
+    while glob.has_magic(name):
+        name = os.path.dirname(name)
+    return name or "."
+
+
+def _inside(file: str, folder: epath.PathLike) -> bool:
+    """Whether a file is somewhere below a folder."""
+    if "://" in file or "://" in os.fspath(folder):
+        return os.fspath(epath.Path(file)).startswith(os.fspath(epath.Path(folder)) + "/")
     return os.path.realpath(file).startswith(os.path.realpath(os.fspath(folder)) + os.sep)
