@@ -341,8 +341,8 @@ def train(
 
     Raises:
       UserError: bad input.
-      KeyboardInterrupt: asked to stop (Ctrl-C, SIGTERM); the state is saved, and called again it
-        resumes.
+      KeyboardInterrupt: asked to stop (Ctrl-C, SIGTERM); after the step at hand, compiled first if
+        need be, the state is saved, and called again it resumes. Asked twice it is raised at once.
     """
     process.prepare_storage()  # the config may be in a bucket
     if isinstance(config, ConfigDict):
@@ -352,7 +352,7 @@ def train(
         asked, origin = config_asked.of_file(os.fspath(config), _texts(changes), folder)
     process.prepare(asked, training=True)
     parallel.start()
-    code = run(asked, epath.Path(workdir), origin, allow_changes, from_scratch)
+    code = run(asked, epath.Path(workdir), origin, allow_changes, from_scratch, in_program=True)
     if code == STOPPED:
         raise KeyboardInterrupt
     return load(workdir)

@@ -191,7 +191,7 @@ MODEL: Group = {
 OPTIMIZER: Group = {
     "name": Field("adamw", "which optimizer", one_of("adamw", "sgd")),
     "learning_rate": Field(1e-4, "the highest", above(0)),
-    "weight_decay": Field(0.05, "of weights; norms and biases of positions have none", at_least(0)),
+    "weight_decay": Field(0.05, "adamw: not of norms, nor of biases of positions", at_least(0)),
     "momentum": Field(0.9, "sgd: of the gradients", below_one()),
     "betas": Field((0.9, 0.999), "adamw: decay of the moments", length(2, below_one())),
     "schedule": Field("steps", "how the rate falls", one_of("steps", "cosine"), SCHEDULE),

@@ -1,7 +1,7 @@
 """What a step tells of itself: losses of each half, and whether the teacher helps."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
@@ -9,15 +9,41 @@ from mixtrain_jax.mixtraining.targets import BoxAssignment
 from mixtrain_jax.models.roi_heads import StageRecord
 from mixtrain_jax.types import Array, Detections, Targets, View
 
-Metrics = dict[str, Array]
 Sum = Callable[[Any], Any]
 
 
+class Share(NamedTuple):
+    """A metric that is a share: sums over parts of a batch are taken of both, then it is divided.
+
+    Attributes:
+      part: [] float32, over all devices.
+      whole: [] float32, likewise.
+    """
+
+    part: Array
+    whole: Array
+
+
+Numbers = dict[str, Array]
+Metrics = dict[str, Array | Share]
+
+
+def as_numbers(metrics: Metrics) -> Numbers:
+    """The same with every share divided; 0 where there was nothing."""
+
+    def number(value: Array | Share) -> Array:
+        if not isinstance(value, Share):
+            return value
+        return value.part / jnp.where(value.whole > 0, value.whole, 1)
+
+    return {name: number(value) for name, value in metrics.items()}
+
+
 def of_half(
-    half: str, losses: Metrics, records: list[StageRecord], sum_over_devices: Sum
+    half: str, losses: Numbers, records: list[StageRecord], sum_over_devices: Sum
 ) -> Metrics:
     """Names the losses of a half ("normal/rpn_boxes"), and the accuracy of its sampled RoIs."""
-    metrics = {f"{half}/{name}": sum_over_devices(value) for name, value in losses.items()}
+    metrics: Metrics = {f"{half}/{name}": sum_over_devices(value) for name, value in losses.items()}
     for stage, record in enumerate(records):
         metrics[f"{half}/stage{stage}_accuracy"] = _share(
             record.correct, record.valid, sum_over_devices
@@ -41,7 +67,7 @@ def of_teacher(
     `step.TeacherOutput` for the arguments.
     """
     images = sum_over_devices(jnp.float32(len(strong.image)))
-    metrics = {
+    metrics: Metrics = {
         f"boxes/{name}": sum_over_devices(mask.sum()) / images
         for name, mask in assignment._asdict().items()
     }
@@ -65,6 +91,5 @@ def of_teacher(
     return metrics
 
 
-def _share(part: Array, whole: Array, sum_over_devices: Sum) -> Array:
-    share: Array = sum_over_devices(part.sum()) / jnp.maximum(sum_over_devices(whole.sum()), 1)
-    return share
+def _share(part: Array, whole: Array, sum_over_devices: Sum) -> Share:
+    return Share(*(jnp.float32(sum_over_devices(x.sum())) for x in (part, whole)))

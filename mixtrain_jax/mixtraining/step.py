@@ -16,11 +16,11 @@ from mixtrain_jax.mixtraining import mending
 from mixtrain_jax.mixtraining import metrics as measuring
 from mixtrain_jax.mixtraining import targets as mixing
 from mixtrain_jax.mixtraining import teacher as teaching
+from mixtrain_jax.mixtraining.metrics import Metrics
 from mixtrain_jax.models.detector import Detector, bind
 from mixtrain_jax.models.roi_heads import BackgroundWeight
 from mixtrain_jax.types import Array, Batch, Detections, Params, Targets, View
 
-Metrics = dict[str, Array]
 Sum = Callable[[Any], Any]  # over all devices, of an array or a tree of arrays
 
 

@@ -35,6 +35,7 @@ from mixtrain_jax.runtime.orbax_files import (
 from mixtrain_jax.types import Params, TrainState
 
 PARTS = ("student", "teacher", "optimizer")
+PROVEN = "proven.json"
 
 
 class Checkpoints:
@@ -105,6 +106,23 @@ class Checkpoints:
         self._scores[step] = float(metrics["AP"])
         if hosts.index() == 0:
             storage.write_json(self.directory / "scores.json", self._scores)
+
+    def note_all_proven(self, step: int) -> None:
+        """Notes that the weights after `step`, the last, gave finite numbers once more.
+
+        Raises:
+          UserError: the note cannot be written.
+        """
+        if hosts.index() == 0:
+            storage.write_json(self.directory / PROVEN, step)
+
+    def all_proven(self, step: int) -> bool:
+        """Whether that was noted of this step; the same answer on all hosts."""
+        try:
+            noted = json.loads(storage.read(self.directory / PROVEN))
+        except (FileNotFoundError, ValueError):
+            noted = None
+        return bool(hosts.from_first("all proven", noted == step))
 
     def scores(self) -> dict[int, float]:
         """AP by step, of the checkpoints that were evaluated."""

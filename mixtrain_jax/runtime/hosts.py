@@ -223,9 +223,7 @@ class Judge:
         )
 
 
-_FIRST_IS_GONE = LostPeer(
-    "the first host is gone; start all hosts again to resume after the last checkpoint"
-)
+_GONE = LostPeer("the first host is gone; start all hosts again to resume after its checkpoint")
 
 
 class Watch:
@@ -284,7 +282,7 @@ class Watch:
                 failed = 0
             except Exception:  # the service lives in the first process
                 failed += 1
-                verdict = _FIRST_IS_GONE if failed > 3 else None
+                verdict = _GONE if failed > 3 else None
             if verdict is not None and not self._done.is_set():
                 _end(verdict)
             self._done.wait(BEAT)
@@ -306,8 +304,9 @@ watch: Watch | None = None  # of this process; `start_watch` makes it
 
 
 def start_watch() -> None:
-    """Starts this process's watch; it ends before Python does."""
+    """Starts this process's watch; it ends before Python does, and one of an earlier run now."""
     global watch
+    finish()
     watch = Watch()
     watch.start()
     atexit.register(watch.finish)
@@ -332,10 +331,7 @@ def allow(minutes: float) -> None:
 
 
 def silence() -> None:
-    """This process ends for a reason of its own and tells it itself; see `Watch.silence`.
-
-    Does not return where the watch is ending the process already.
-    """
+    """As `Watch.silence`; does not return where the watch is ending the process already."""
     _last_line.acquire()
     if watch is not None:
         watch.silence()
@@ -343,8 +339,10 @@ def silence() -> None:
 
 def finish() -> None:
     """The run is over: what others do, or no longer do, is no fault from now on."""
+    global watch
     if watch is not None:
         watch.finish()
+        watch = None
 
 
 def tell_end(code: int, line: str) -> None:
@@ -354,6 +352,12 @@ def tell_end(code: int, line: str) -> None:
             _state().client.key_value_set(f"{_ROOT}/ended/{index()}", json.dumps([code, line]))
         except Exception as error:  # the service is gone, and with it the others' hope
             print(f"error: the other hosts could not be told: {error}", file=sys.stderr)
+
+
+def fail(code: int, line: str) -> None:
+    """Ends this process from a thread that is not the main one, and by the watches all others."""
+    tell_end(code, line)
+    _end(LostPeer(line, code))
 
 
 def _end(verdict: LostPeer) -> None:

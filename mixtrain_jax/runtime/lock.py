@@ -1,7 +1,8 @@
 """One run in a workdir at a time: a file there names the host and the process that hold it.
 
 A lock is stale, and taken over, when its process is gone (on the same host), or when it has not
-been renewed for minutes (another host, taken away perhaps). The holder renews it from a thread.
+been renewed for minutes (another host, taken away perhaps). The holder renews it from a thread, and
+ends where it finds that it slept too long and another run has taken the workdir over.
 """
 
 import contextlib
@@ -19,11 +20,12 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from mixtrain_jax.errors import UserError
+from mixtrain_jax.errors import BAD_INPUT, UserError
 from mixtrain_jax.runtime import hosts, storage
 
 RENEW = 30.0  # seconds
 STALE = 300.0
+FORGOTTEN = 86400.0  # clocks of two hosts do not differ by so much
 LOOK = 5.0
 SHARED = 20.0  # until what one host has written is seen by all
 SETTLE = 1.0  # until a second writer of the same instant has written too
@@ -89,7 +91,8 @@ def lock(workdir: epath.PathLike) -> Iterator[None]:
         done.set()
         thread.join(RENEW)  # one that is waiting for a server need not be waited for
         with contextlib.suppress(OSError):
-            storage.delete(path)
+            if _key(workdir) in (holder["key"], None):
+                storage.delete(path)
 
 
 def _take(path: epath.Path, holder: dict[str, Any]) -> None:
@@ -120,7 +123,7 @@ def _refuse_second(path: epath.Path, ours: dict[str, Any]) -> None:
     try:
         holder = json.loads(storage.read(path))
         host, pid, started = holder["host"], holder["pid"], holder["started"]
-        renewed = holder["renewed"]
+        float(holder["renewed"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return
     if holder.get("key") == ours["key"]:
@@ -128,7 +131,7 @@ def _refuse_second(path: epath.Path, ours: dict[str, Any]) -> None:
     if host == socket.gethostname():
         living = _started(pid) == started
     else:
-        living = time.time() - renewed < STALE and _renewed_while_waited(path, holder)
+        living = _renewed_while_waited(path, holder)
     if living:
         raise UserError(
             f"another run (process {pid} on {host}) uses {path.parent}; "
@@ -139,14 +142,19 @@ def _refuse_second(path: epath.Path, ours: dict[str, Any]) -> None:
 def _renewed_while_waited(path: epath.Path, holder: dict[str, Any]) -> bool:
     """Whether a run on another host renews its lock; False when it was not for `STALE` seconds.
 
-    So a run that is started again right after its hosts were taken away waits and goes on.
+    So a run that is started again right after its hosts were taken away waits and goes on. As two
+    hosts' clocks may differ, it waits for two renewals in any case.
     """
+    age = time.time() - holder["renewed"]
+    if age > FORGOTTEN:
+        return False
+    end = time.monotonic() + max(STALE - max(age, 0), 2 * RENEW + LOOK)
     print(
-        f"{path} was renewed {time.time() - holder['renewed']:.0f} s ago by process "
+        f"{path} was renewed {age:.0f} s ago by process "
         f"{holder['pid']} on {holder['host']}; waiting to see whether it is alive",
         flush=True,
     )
-    while time.time() - holder["renewed"] < STALE:
+    while time.monotonic() < end:
         time.sleep(LOOK)
         try:
             if json.loads(storage.read(path))["renewed"] != holder["renewed"]:
@@ -159,6 +167,10 @@ def _renewed_while_waited(path: epath.Path, holder: dict[str, Any]) -> bool:
 def _renew(path: epath.Path, holder: dict[str, Any], done: threading.Event) -> None:
     while not done.wait(RENEW):
         try:
+            if _key(path.parent) not in (holder["key"], None):
+                line = f"{path.parent}: this run slept for so long that another one goes on there"
+                hosts.fail(BAD_INPUT, line)
+                return
             _write(path, holder)
         except Exception as error:  # the thread has to live as long as the run
             logging.info("%s is not renewed: %s", path, error)

@@ -191,8 +191,11 @@ def abort_all_on_error() -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:
+    except BaseException as error:
         if jax.process_count() == 1:
+            hosts.finish()  # the caller may go on; no watch outlives the run
+            raise
+        if not isinstance(error, Exception):
             raise
         code, line = BUG, f"{type(error).__name__}: {error}"
         if isinstance(error, UserError):

@@ -2,8 +2,9 @@
 
 A second one ends the process at once, and so does the first while something long is going on that
 cannot be interrupted, such as a compilation; what is on disk stays whole, as checkpoints are
-written under a temporary name. In a run of several processes JAX listens to SIGTERM too, to make
-all of them stop after the same step; it is told of either signal.
+written under a temporary name. In a program that is not ours, such as a notebook, none ends the
+process: the second raises KeyboardInterrupt. In a run of several processes JAX listens to SIGTERM
+too, to make all of them stop after the same step; it is told of either signal.
 """
 
 import contextlib
@@ -28,6 +29,7 @@ class Stop:
     """
 
     requested: bool = False
+    in_program: bool = False  # of somebody else: no signal ends it
     _came: bool = False  # requested by a signal
     _last_words: str | None = None  # while a signal ends the process at once
 
@@ -41,7 +43,7 @@ class Stop:
         Args:
           last_words: the line.
         """
-        self._last_words = last_words
+        self._last_words = None if self.in_program else last_words
         if self._came:
             self._end()
         try:
@@ -57,13 +59,20 @@ class Stop:
 
 
 @contextlib.contextmanager
-def catch() -> Iterator[Stop]:
-    """Catches SIGTERM and SIGINT while inside; what it yields tells whether one came."""
+def catch(in_program: bool = False) -> Iterator[Stop]:
+    """Catches SIGTERM and SIGINT while inside; what it yields tells whether one came.
+
+    Args:
+      in_program: the process is of somebody else's program and is not to be ended.
+    """
     stop = Stop()
+    stop.in_program = in_program
     tell = _native_handler(signal.SIGTERM)
 
     def ask(number: int, frame: object) -> None:
         del number, frame
+        if stop._came and in_program:
+            raise KeyboardInterrupt
         if stop._came:
             os._exit(STOPPED)
         stop.requested = stop._came = True

@@ -7,6 +7,7 @@ sum over devices adds whatever comes.
 import functools
 import hashlib
 import pathlib
+import re
 import zlib
 from typing import Any
 
@@ -20,7 +21,7 @@ from mixtrain_jax.runtime import hosts
 from mixtrain_jax.types import TrainState
 
 # Fields in which hosts may differ: where each finds the same files, and how it reads them.
-_OWN = ("data.workers", ".annotations", ".images", "init_from", "max_bad_share")
+_OWN = re.compile(r"data\.(workers|max_bad_share|\w+\.(annotations|images))|init_from")
 
 
 def check(
@@ -52,7 +53,7 @@ def fingerprint(
         "the version of JAX": jax.__version__,
     }
     for name, value in flat(config).items():
-        if not name.endswith(_OWN):
+        if not _OWN.fullmatch(name):
             fields[f"config.{name}"] = repr(value)
     for dataset in filter(None, (train_set, val_set)):
         fields[f"the categories of {dataset.name}"] = repr(dataset.categories)

@@ -65,7 +65,8 @@ def train(
     val_set = load_dataset(of_val, "val") if has_split(of_val, "val") else None
     if val_set is not None:
         check_same_categories(train_set, val_set)
-    config = resolve(asked, train=train_set, val=val_set, devices=parallel.device_count())
+    bucketed = restart.with_chosen_buckets(workdir, asked, train_set)
+    config = resolve(bucketed, train=train_set, val=val_set, devices=parallel.device_count())
     hosts.allow(config.stall_minutes)
 
     model = detector.build(config.model)
@@ -128,11 +129,19 @@ def train(
             validation.run(start, state)
         reason = validation.ends_training(start)
         if start >= config.steps or reason:
+            if not checkpoints.all_proven(start):  # the run was ended before it could be
+                batch, sharded = next(stream)
+                with compiling.of(batch):
+                    prove_last(step, state, sharded, guard, batch, checkpoints)
             parallel.say(
                 f"{workdir}: training is finished, {start} of {config.steps} steps are done"
                 + (f": {reason}" if reason else "")
             )
             return 0
+        checkpoints.reached_preemption(start)  # a signal from now on is counted from this step
+        if any(hosts.from_all("asked to stop", stop.requested)):
+            parallel.say(f"{workdir}: asked to stop before step {start + 1}")
+            return STOPPED
         if start:
             parallel.say(f"{workdir}: resuming after step {start}")
         if host == 0:
@@ -213,4 +222,5 @@ def prove_last(
     _, metrics, _ = step(state, sharded)
     guard.check(last + 1, metrics, batch)
     guard.finish()
+    checkpoints.note_all_proven(last)
     checkpoints.proven = guard.last_good

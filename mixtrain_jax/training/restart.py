@@ -5,10 +5,13 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from mixtrain_jax.config import saved, schema
+from mixtrain_jax.config import load, saved, schema
 from mixtrain_jax.config.compare import Difference, differences
+from mixtrain_jax.data.input import buckets
+from mixtrain_jax.data.sources.dataset import Dataset
 from mixtrain_jax.errors import UserError
 from mixtrain_jax.runtime import parallel, storage
+from mixtrain_jax.runtime.orbax_files import finished_steps
 from mixtrain_jax.training.optimizer import make_schedule
 
 
@@ -70,6 +73,28 @@ def check(
         parallel.say(
             f"  learning rate at step {step + 1}: {rates[0]:.4g} before, {rates[1]:.4g} now"
         )
+
+
+def with_chosen_buckets(workdir: epath.Path, asked: ConfigDict, train: Dataset) -> ConfigDict:
+    """`asked` with the training buckets that the run in the workdir chose, if it left them open.
+
+    A longer run may choose other ones, which would deal its images anew.
+    """
+    started = finished_steps(workdir / "checkpoints") and storage.exists(workdir / saved.NAME)
+    if asked.data.train.buckets or not started:
+        return asked
+    before = saved.read(workdir)
+    same_scale = tuple(before.asked.data.train.scale) == tuple(asked.data.train.scale)
+    if before.asked.data.train.buckets or not same_scale:
+        return asked
+    chosen = load.override_all(
+        asked, {"data.train.buckets": repr(tuple(before.resolved.data.train.buckets))}
+    )
+    try:
+        buckets.for_training(train.sizes, chosen.data.train, 1)
+    except UserError:  # other images: it is another run in any case
+        return asked
+    return chosen
 
 
 def _listed(found: list[Difference], given: set[str]) -> str:

@@ -36,7 +36,7 @@ def write(workdir: epath.Path, config: Any, train: Dataset) -> None:
     progress = {"step": f"{last.get('step', 0):,} of {config.steps:,}"}
     progress |= _told(last, "loss", "{:.3f}") | _told(last, "images_per_second", "{:.1f}")
     scores = _scores(lines)
-    if scores:
+    if scores and "AP" in scores[-1]:
         progress["AP"] = f"{scores[-1]['AP']:.3f}"
     with storage.folder(workdir) as folder:
         page.write(
@@ -109,7 +109,7 @@ def _teacher(lines: Sequence[Mapping[str, Any]]) -> dict[str, "Series"]:
     boxes: Series = {BOXES[name]: _series(mixed, f"boxes/{name}") for name in BOXES}
     return {
         "boxes an image": boxes,
-        "share of easy images": {"easy": _series(mixed, "teacher/easy")},
+        "share of easy boxes": {"easy": _series(mixed, "teacher/easy")},
         "mean score": {
             "of pseudo boxes": _series(mixed, "teacher/score"),
             "rating of human boxes": _series(mixed, "teacher/rating"),

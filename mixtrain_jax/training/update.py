@@ -12,12 +12,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mixtrain_jax.mixtraining import metrics as measuring
 from mixtrain_jax.mixtraining import step as method
-from mixtrain_jax.mixtraining.step import Metrics, TeacherOutput
+from mixtrain_jax.mixtraining.metrics import Metrics, Numbers
+from mixtrain_jax.mixtraining.step import TeacherOutput
 from mixtrain_jax.models import pixels
 from mixtrain_jax.models.detector import Detector
 from mixtrain_jax.training import ema
-from mixtrain_jax.types import Batch, Params, TrainState
+from mixtrain_jax.types import Array, Batch, Params, TrainState
 
 Gradients = Callable[[Batch], tuple[Params, Metrics, TeacherOutput | None]]
 
@@ -37,7 +39,7 @@ def make_step(
     model: Detector,
     optimizer: optax.GradientTransformation,
     sum_over_devices: Callable[[Any], Any],
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics, TeacherOutput | None]]:
+) -> Callable[[TrainState, Batch], tuple[TrainState, Numbers, TeacherOutput | None]]:
     """Returns `train_step` as a function of state and batch, with what the whole config says."""
     return partial(
         train_step,
@@ -64,7 +66,7 @@ def train_step(
     std: Sequence[float],
     seed: int = 0,
     accumulate: int = 1,
-) -> tuple[TrainState, Metrics, TeacherOutput | None]:
+) -> tuple[TrainState, Numbers, TeacherOutput | None]:
     """Takes one step on this device's share of a batch.
 
     Args:
@@ -82,7 +84,8 @@ def train_step(
     Returns:
       The next state and metrics, the same on all devices, and what the teacher made of this
       device's images (None in plain training). If the loss, the gradient or the update is not
-      finite the parameters and the optimizer stay as they were and the metric `update/bad` is 1.
+      finite the parameters and the optimizer stay as they were, but for the place in the learning
+      rate's schedule, and the metric `update/bad` is 1.
     """
     teacher = ema.ema_update(state.teacher, state.student, ema.momentum(config, state.step))
     key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -95,17 +98,16 @@ def train_step(
         grads, metrics, output = of_part(state.student, teacher, seen, key)
         return sum_over_devices(grads), metrics, output
 
-    grads, metrics, output = in_parts(gradients, batch, accumulate)
+    grads, parts, output = in_parts(gradients, batch, accumulate)
+    metrics = measuring.as_numbers(parts)
     updates, optimizer_state = optimizer.update(grads, state.optimizer, state.student)
     student = optax.apply_updates(state.student, updates)
 
     size = optax.tree.norm(grads)
     numbers = jnp.stack([metrics["loss"], size, optax.tree.norm(updates)])
     good = jnp.isfinite(numbers).all()
-    student, optimizer_state = jax.tree.map(
-        lambda new, old: jnp.where(good, new, old),
-        (student, optimizer_state),
-        (state.student, state.optimizer),
+    student, optimizer_state = _if_good(
+        good, (student, optimizer_state), (state.student, state.optimizer)
     )
     metrics |= {
         "update/gradient_norm": jnp.asarray(size),
@@ -115,12 +117,25 @@ def train_step(
     return TrainState(state.step + 1, student, teacher, optimizer_state), metrics, output
 
 
+def _if_good(good: Array, new: Any, old: Any) -> Any:
+    """`new` or, after a bad step, `old`; schedules go on all the same, as steps are counted."""
+
+    def is_schedule(state: Any) -> bool:
+        return isinstance(state, optax.ScaleByScheduleState)
+
+    def choose(new: Any, old: Any) -> Any:
+        return new if is_schedule(new) else jnp.where(good, new, old)
+
+    return jax.tree.map(choose, new, old, is_leaf=is_schedule)
+
+
 def in_parts(
     gradients: Gradients, batch: Batch, parts: int
 ) -> tuple[Params, Metrics, TeacherOutput | None]:
     """Runs `gradients` on a batch, or on equal parts of it one after the other.
 
-    Gradients and metrics of the parts are averaged; a part needs only its own share of the memory.
+    Gradients and metrics of the parts are averaged (of shares, both numbers, so that they are those
+    of the whole batch); a part needs only its own share of the memory.
     """
     if parts == 1:
         return gradients(batch)

@@ -57,6 +57,7 @@ class Validation:
                 parallel.say(f"{name} after step {step}\n{coco.table(scores[name])}")
         self._monitor.scalars(step, flat(scores))
         self._monitor.page()
+        self._monitor.flush()  # what is recorded is not scored again
         self._checkpoints.record(step, next(iter(scores.values())))
 
     def ends_training(self, step: int) -> str:

@@ -72,7 +72,7 @@ def write_run(folder, found=2.0):
         },
         scores=[{"step": n, "AP": n / 6000, "AP50": n / 4000} for n in (500, 1000, 1500, 2000)],
         teacher={
-            "share of easy images": {"easy": [(n, n / 4000) for n in steps]},
+            "share of easy boxes": {"easy": [(n, n / 4000) for n in steps]},
             "boxes an image": {
                 "human": [(n, 4.1) for n in steps],
                 "found": [(n, found * n / 2000) for n in steps],

@@ -69,6 +69,17 @@ MENDED = Arm("mended", flags={**ADD, **AUTO, "mend_normal": "true"}, after="plai
 MISSING_ONLY = Arm("missing_only", flags={**OFF, **ADD}, after="plain")
 FULL = Arm("full", flags={**OFF, **ALL}, after="plain")
 FULL_AUTO = Arm("full_auto", flags={**OFF, **ALL, **AUTO}, after="plain")
+FULL_MENDED = Arm(
+    "full_mended",
+    flags={
+        **ALL,
+        **AUTO,
+        "mend_normal": "true",
+        "normal_gt_score_threshold": "0.05",
+        "soften_normal": "true",
+    },
+    after="plain",
+)
 REPAIRED = Arm("plain_repaired_labels", "plain", labels="repaired")
 CEILING = Arm("plain_clean_labels", "plain", labels="clean")
 STRONG = (Arm("plain_strong", "strong"), Arm("plain_random", "random"))
@@ -87,7 +98,9 @@ OVERFIT = {
     "checkpoint.every": "400",
     "checkpoint.keep": "7",
 }
-NOISY_ARMS = (PLAIN, *STRONG, MISSING_ONLY, FULL_AUTO, MENDED, CEILING, REPAIRED)
+NOISY_ARMS = (
+    PLAIN, *STRONG, MISSING_ONLY, FULL_AUTO, MENDED, FULL_MENDED, CEILING, REPAIRED
+)  # fmt: skip
 
 
 def _noise(kind: str, level: float) -> Suite:
