@@ -20,7 +20,7 @@ from tests.mixtraining import small
 
 
 class StopAfter(signals.Stop):
-    """A stop that is requested once it has been asked about in so many steps."""
+    """A stop that is requested once it has been asked about in so many steps, and once before."""
 
     def __init__(self, steps):
         self.steps, self.asked = steps, 0
@@ -28,7 +28,7 @@ class StopAfter(signals.Stop):
     @property
     def requested(self):
         self.asked += 1
-        return self.asked >= self.steps
+        return self.asked > self.steps
 
 
 class Command:

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -293,7 +294,8 @@ def test_a_rate_that_wrecks_the_weights_leaves_a_good_checkpoint(shapes, tmp_pat
         harness.run(wild, tmp_path, allow_changes=True)
     good = harness.steps_on_disk(tmp_path)
     assert good[-1] == 3  # step 4, the first at that rate, was finite
-    assert all(name.startswith("suspect-") or name.isdecimal() or name == "scores.json"
+    notes = {"scores.json", checkpoint.PROVEN}
+    assert all(name.startswith("suspect-") or name.isdecimal() or name in notes
                for name in storage.names(tmp_path / "checkpoints"))  # fmt: skip
     newest = harness.saved(tmp_path, good[-1])
     assert max(np.abs(value).max() for value in newest.values()) < 100
@@ -313,6 +315,34 @@ def test_bad_numbers_in_the_last_step_are_no_good_end(shapes, tmp_path, monkeypa
     with pytest.raises(UserError, match=r"step 17 has a loss .*the newest good checkpoint is 12"):
         harness.run(tiny.get_config(shapes, steps=STEPS, checkpoint__every=4), tmp_path)
     assert harness.steps_on_disk(tmp_path)[-1] == 12
+
+
+def test_a_run_stopped_at_its_end_is_proven_when_it_is_started_again(shapes, tmp_path, monkeypatch):
+    """Else its last weights would pass for good ones, with code 0, and nobody would have looked."""
+    config = tiny.get_config(shapes, steps=STEPS, checkpoint__every=4)
+    workdir = tmp_path / "run"
+    assert harness.run(config, workdir, harness.StopAfter(STEPS)) == STOPPED
+    proven = workdir / "checkpoints" / checkpoint.PROVEN
+    assert harness.steps_on_disk(workdir)[-1] == STEPS and not proven.exists()
+    shutil.copytree(workdir, tmp_path / "bad")
+    make = batches.train_batches
+    monkeypatch.setattr(
+        loop.batches, "train_batches", lambda *a, **k: map(spoilt_images, make(*a, **k))
+    )
+    with pytest.raises(UserError, match="step 17 has a loss .*the newest good checkpoint is 12"):
+        harness.run(config, tmp_path / "bad")
+    monkeypatch.setattr(loop.batches, "train_batches", make)
+    assert harness.run(config, workdir) == 0
+    assert json.loads(proven.read_text()) == STEPS
+    monkeypatch.setattr(loop, "prove_last", lambda *_: pytest.fail("proven twice"))
+    assert harness.run(config, workdir) == 0
+
+
+def test_a_stop_before_the_first_step_trains_nothing(shapes, tmp_path, capsys):
+    config = tiny.get_config(shapes, steps=STEPS)
+    assert harness.run(config, tmp_path, harness.StopAfter(0)) == STOPPED
+    assert "asked to stop before step 1" in capsys.readouterr().out
+    assert harness.steps_on_disk(tmp_path) == []
 
 
 def test_an_error_in_a_reading_thread_ends_training(shapes, tmp_path, monkeypatch):

@@ -249,7 +249,8 @@ def _parse(text: str, kind: type, value: Any, optional: bool) -> Any:
             literal = ast.literal_eval(text)
         except (ValueError, SyntaxError):
             literal = names
-        if all(isinstance(each, str) for each in value or ()) and not text.startswith(("(", "[")):
+        of_texts = value is not None and all(isinstance(each, str) for each in value)
+        if of_texts and not text.startswith(("(", "[")):
             literal = names if all(names) else ()  # of classes, perhaps 0 and 1
         if not isinstance(literal, (tuple, list)):
             literal = (literal,)

@@ -166,7 +166,7 @@ def test_flags_and_fields_in_any_order_with_equals_sign_or_space(file):
         (["--config=FILE", "--workdir=x", "--config.count"], "--config.count needs a value"),
         (["--config=FILE", "--workdir=x", "--config.count=x"], "config.count=x: expected a whole"),
         (["--config=none.py", "--workdir=x"], "config file 'none.py' does not exist"),
-        (["--workdir=x"], "--config=FILE is needed: no run is named"),
+        (["--workdir=x"], "x: no run's config.json is there; say --config=FILE too"),
     ],
 )
 def test_bad_flags_are_one_line_and_code_2(file, capsys, arguments, message):

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from mixtrain_jax.errors import UserError
+from mixtrain_jax.errors import BAD_INPUT, UserError
 from mixtrain_jax.runtime import lock
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -53,7 +53,7 @@ def test_the_lock_of_a_killed_process_is_taken_over(tmp_path):
     [
         ({"renewed": 0}, True),  # a living process of this host may have been suspended
         ({"started": "1"}, False),  # its number was given to another process
-        ({"host": "elsewhere", "renewed": time.time() - 2 * lock.STALE}, False),
+        ({"host": "elsewhere", "renewed": time.time() - 2 * lock.FORGOTTEN}, False),
     ],
 )
 def test_which_locks_are_stale(tmp_path, changes, held):
@@ -66,22 +66,79 @@ def test_which_locks_are_stale(tmp_path, changes, held):
             assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
 
 
+def clock(monkeypatch):
+    """A clock that only moves while something sleeps; what sleeps, and what is done meanwhile."""
+    looks, then = [], []
+
+    def look(seconds):
+        looks.append(seconds)
+        assert len(looks) < 1000
+        for each in then:
+            each()
+
+    monkeypatch.setattr(lock.time, "sleep", look)
+    monkeypatch.setattr(lock.time, "monotonic", lambda: sum(looks))
+    return looks, then
+
+
+@pytest.mark.parametrize("behind", [2 * lock.STALE, -2 * lock.STALE])
+@pytest.mark.parametrize("alive", [True, False])
+def test_clocks_of_two_hosts_may_differ(tmp_path, monkeypatch, behind, alive):
+    """A lock that seems old, or of the future, is looked at for as long as two renewals take."""
+    looks, then = clock(monkeypatch)
+    write(tmp_path, host="elsewhere", renewed=time.time() - behind)
+    if alive:
+        then.append(lambda: write(tmp_path, host="elsewhere", renewed=time.time() - behind + 1))
+        with pytest.raises(UserError, match="another run"), lock.lock(tmp_path):
+            pass
+        return
+    with lock.lock(tmp_path):
+        pass
+    wait = 2 * lock.RENEW if behind > 0 else lock.STALE
+    assert wait <= sum(looks) <= wait + 2 * lock.LOOK
+
+
+SLEEPER = """
+    import sys, threading, time
+    from mixtrain_jax.runtime import lock
+    lock.RENEW = 0.1
+    with lock.lock(sys.argv[1]):
+        print("held", flush=True)
+        time.sleep(60)
+"""
+
+
+def test_a_holder_that_slept_too_long_ends_and_leaves_the_others_lock(tmp_path):
+    """What another host has written there meanwhile stays; so does its lock when this one ends."""
+    run = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(SLEEPER), str(tmp_path)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert run.stdout.readline() == "held\n"
+    write(tmp_path, host="elsewhere", key="another")
+    _, error = run.communicate(timeout=30)
+    assert run.returncode == BAD_INPUT
+    assert error.endswith("this run slept for so long that another one goes on there\n")
+    assert json.loads((tmp_path / "lock").read_text())["key"] == "another"
+
+
+def test_only_ones_own_lock_is_deleted(tmp_path):
+    with lock.lock(tmp_path):
+        write(tmp_path, host="elsewhere", key="another")
+    assert json.loads((tmp_path / "lock").read_text())["key"] == "another"
+
+
 @pytest.mark.parametrize("alive", [True, False])
 def test_whether_a_run_on_another_host_is_alive_shows_in_its_renewing(
     tmp_path, monkeypatch, capsys, alive
 ):
     """So a run that is started again right after its hosts were taken away waits and goes on."""
-    monkeypatch.setattr(lock, "STALE", 0.5)
-    looks = []
-
-    def look(seconds):
-        looks.append(seconds)
-        assert len(looks) < 1000
-        if alive:
-            write(tmp_path, host="elsewhere")
-        monkeypatch.setattr(lock, "STALE", 0.5 - 0.1 * len(looks))
-
-    monkeypatch.setattr(lock.time, "sleep", look)
+    looks, slept = clock(monkeypatch)
+    if alive:
+        slept.append(lambda: write(tmp_path, host="elsewhere"))
     write(tmp_path, host="elsewhere")
     if alive:
         with pytest.raises(UserError, match="another run"), lock.lock(tmp_path):

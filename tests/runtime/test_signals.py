@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from mixtrain_jax.config import load
 from mixtrain_jax.errors import STOPPED
 from mixtrain_jax.runtime import signals
@@ -37,6 +39,16 @@ def test_a_signal_during_a_compilation_ends_the_process_at_once():
     assert time.monotonic() - start < 10
     assert process.returncode == STOPPED
     assert error == "ended while compiling\n"
+
+
+def test_in_a_program_of_somebody_else_no_signal_ends_the_process():
+    with signals.catch(in_program=True) as stop:
+        with stop.ends_at_once("never printed"):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+            assert stop.requested
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_elsewhere_a_signal_only_asks():

@@ -1,11 +1,13 @@
 """A run started again with other fields: what is refused, what is told, what passes."""
 
+import numpy as np
 import pytest
 
 from mixtrain_jax.config import load, saved
 from mixtrain_jax.config.resolve import resolve
 from mixtrain_jax.errors import UserError
 from mixtrain_jax.training import restart
+from tests.config.test_resolve import dataset
 
 
 @pytest.fixture
@@ -83,3 +85,29 @@ def test_free_fields_pass_and_a_run_without_checkpoints_is_not_compared(run, cap
     assert "config.checkpoint.keep: 2 before, 5 now" in capsys.readouterr().out
     run({"seed": "3"}, step=None)
     assert capsys.readouterr().out == ""
+
+
+def test_a_longer_run_keeps_the_buckets_that_were_chosen(tmp_path):
+    """Above 100,000 steps more buckets would be chosen, and deal the images anew."""
+    rng = np.random.default_rng(0)
+    images = dataset(400)
+    images.sizes = rng.integers((300, 500), (450, 900), (400, 2)).astype(np.int32)
+    asked = load.load("faster", {"steps": "90000"})
+    before = resolve(asked, train=images)
+    longer = load.override_all(asked, {"steps": "110000"})
+    others = resolve(longer, train=images).data.train.buckets
+    assert others != before.data.train.buckets
+    assert restart.with_chosen_buckets(tmp_path, longer, images) is longer  # nothing is there
+    saved.save(tmp_path, asked, before, saved.Origin())
+    assert restart.with_chosen_buckets(tmp_path, longer, images) is longer  # nor any step
+    (tmp_path / "checkpoints" / "600").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "600" / "_CHECKPOINT_METADATA").touch()
+    kept = restart.with_chosen_buckets(tmp_path, longer, images)
+    now = resolve(kept, train=images)
+    assert now.data.train.buckets == before.data.train.buckets
+    restart.check(tmp_path, longer, now, 600, False)
+
+    images.sizes = images.sizes[:, ::-1]  # standing images: what they need is chosen
+    assert restart.with_chosen_buckets(tmp_path, longer, images) is longer
+    smaller = load.override_all(longer, {"data.train.scale": "(640,320,480)"})
+    assert restart.with_chosen_buckets(tmp_path, smaller, images) is smaller

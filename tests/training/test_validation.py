@@ -21,14 +21,18 @@ class Checkpoints:
         return self.recorded
 
     def record(self, step, metrics):
+        assert step in self.monitor.flushed  # else a kill here would lose the line for good
         self.recorded[step] = metrics["AP"]
 
 
 class Monitor:
-    """Remembers what was logged."""
+    """Remembers what was logged, and how much of it was on disk when it was flushed."""
 
     def __init__(self):
-        self.logged = {}
+        self.logged, self.flushed = {}, {}
+
+    def flush(self):
+        self.flushed = dict(self.logged)
 
     def pause(self):
         return contextlib.nullcontext()
@@ -52,6 +56,7 @@ def made(monkeypatch):
 
     monkeypatch.setattr(validation.detect, "evaluate", scores)
     monitor, checkpoints = Monitor(), Checkpoints()
+    checkpoints.monitor = monitor
     return Validation(config, "val set", monitor, checkpoints), monitor, checkpoints
 
 
