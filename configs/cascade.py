@@ -1,4 +1,4 @@
-"""Cascade R-CNN on Swin-S with MixTraining, 48 COCO epochs (the paper's 4x).
+"""Cascade R-CNN on Swin-S with MixTraining, 48 epochs (the paper's 4x).
 
 python -m mixtrain_jax.train --config=configs/cascade.py --workdir=runs/cascade
 
@@ -16,6 +16,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config = recipes.base()
     config.batch_size = 32
     config.epochs = 48.0
-    config.images_per_epoch = 7330 * 32  # the released code's epoch of 7330 steps: 351,840 in all
+    config.images_per_epoch = 7330 * 32  # the released code's epoch of 7330 steps, COCO twice
     recipes.cascade_head(config.model)
     return recipes.variants(config, argument)

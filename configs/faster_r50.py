@@ -1,4 +1,4 @@
-"""Faster R-CNN on ResNet-50 with MixTraining, 96 COCO epochs (the paper's 8x).
+"""Faster R-CNN on ResNet-50 with MixTraining, 96 epochs (the paper's 8x).
 
 python -m mixtrain_jax.train --config=configs/faster_r50.py --workdir=runs/faster_r50
 
@@ -16,7 +16,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config = recipes.base()
     config.batch_size = 32
     config.epochs = 96.0
-    config.images_per_epoch = 7330 * 32  # the released code's epoch of 7330 steps: 703,680 in all
+    config.images_per_epoch = 7330 * 32  # the released code's epoch of 7330 steps, COCO twice
     config.model.backbone.name = "resnet"
     config.data.update(channels="bgr", mean=(103.53, 116.28, 123.675), std=(1.0, 1.0, 1.0))
     config.optimizer.update(name="sgd", learning_rate=0.01, weight_decay=1e-4)

@@ -20,6 +20,7 @@ from mixtrain_jax.config import load
 from mixtrain_jax.config.resolve import resolve
 from mixtrain_jax.data.input import batches, buckets
 from mixtrain_jax.data.input.read_errors import ReadErrors
+from mixtrain_jax.data.input.single import single_view
 from mixtrain_jax.data.sources import plain_images, report
 from mixtrain_jax.data.sources.dataset import Dataset
 from mixtrain_jax.data.sources.load import val_categories
@@ -174,7 +175,11 @@ def detect_in(
         return
     devices = parallel.device_count()
     batch_size = -(-batch_size // devices) * devices
-    views = batches.eval_batches(dataset, config.data, batch_size, read_errors=errors)
+    if len(dataset) == 1 and devices == 1:  # no pipeline is worth its start
+        image = errors.read(dataset, 0)
+        views = iter([] if image is None else [single_view(image, config.data)])
+    else:
+        views = batches.eval_batches(dataset, config.data, batch_size, read_errors=errors)
     overfull = 0
     for index, found, exact in detect.detect(predict, params, views):
         batch = []

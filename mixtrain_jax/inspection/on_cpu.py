@@ -49,7 +49,6 @@ def choose(facts: Facts, machine: Machine, weights: Weights | None) -> plans.Pla
                 if len(buckets) == 1
                 else "lying and standing images",
             ),
-            plans.Line("data.val.buckets", buckets, "the same"),
             plans.max_boxes(facts),
             plans.Line(
                 "data.augment.cutout_ratios",

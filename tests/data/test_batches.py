@@ -242,3 +242,16 @@ def test_unreadable_image_in_evaluation(dataset, config):
     assert sorted(rows[rows >= 0]) == [0, 1, 2, 3, 5, 6, 7, 8]
     assert read_errors.count == 1
     assert list(read_errors.reasons) == [4]
+
+
+def test_a_second_pipeline_traces_no_second_graph(dataset, config):
+    """TensorFlow never frees one: a program that predicts image by image would fill its memory."""
+    _ = list(batches.eval_batches(dataset, config.data, 4))
+    traced = batches._traced.cache_info().misses
+    render = batches._Pipelines(dataset, config.data, ((64, 64),), None)._render
+    for _ in range(2):
+        _ = list(batches.eval_batches(dataset, config.data, 2))
+    assert batches._traced.cache_info().misses == traced
+    assert render.experimental_get_tracing_count() == 1
+    config.data.channels = "bgr"  # what it reads of the config is told apart
+    assert batches._Pipelines(dataset, config.data, ((64, 64),), None)._render is not render

@@ -6,6 +6,7 @@ import pytest
 
 from mixtrain_jax.data.input import plan
 from mixtrain_jax.data.sources.load import load_dataset
+from mixtrain_jax.data.views import geometry
 
 
 def _steps(dataset, config, start_step=0):
@@ -14,7 +15,7 @@ def _steps(dataset, config, start_step=0):
 
 
 def _stream(dataset, config):
-    return plan.Stream(dataset, config.seed, config.data.train)
+    return plan.Stream(dataset, config.seed, config.data.train, config.batch_size)
 
 
 def _same(one, other) -> None:
@@ -105,3 +106,33 @@ def test_short_sides_stay_uniform(dataset, config):
     counts = np.bincount(shorts, minlength=high + 1)[low:]
     expected = len(shorts) / len(counts)
     assert ((counts - expected) ** 2 / expected).sum() < 64  # 32 degrees of freedom: 0.1% is 62.5
+
+
+@pytest.mark.parametrize("standing", [1, 3])
+@pytest.mark.parametrize("enabled", [False, True])
+def test_images_of_a_rare_shape_are_trained_once_an_epoch_beside_others(
+    coco_files, config, standing, enabled
+):
+    """A few standing photographs among lying ones: no step of copies, no image that waits long."""
+    count = 60
+    coco_files([(96, 64)] * standing + [(64, 96)] * (count - standing), [[(4, 6, 20, 20)]] * count)
+    config.batch_size = 8
+    config.mixtraining.enabled = enabled
+    config.data.train.buckets = ((64, 96), (96, 64), (64, 64))
+    dataset = load_dataset(config.data, "train")
+    stream = _stream(dataset, config)
+    steps = _take(_steps(dataset, config), 30 * count // 8)
+    uses = np.zeros(count, int)
+    for step in steps:
+        places = np.concatenate([step.normal, step.mixed])
+        rows = np.array([stream.row(place) for place in places])
+        np.add.at(uses, rows, 1)
+        assert np.ptp(places) <= 3 * count  # nothing waited for longer than epochs
+        assert np.unique(rows, return_counts=True)[1].max() <= 3
+        bucket = stream.buckets.index(step.bucket)
+        for row in rows:
+            shorts = stream.shorts_for(row, bucket)
+            height, width = geometry.resized(dataset.sizes[[row]], stream.long, shorts[-1])[0]
+            assert len(shorts) and height <= step.bucket[0] and width <= step.bucket[1]
+    assert uses[:standing].min() >= 27 and uses[:standing].max() <= 32
+    assert abs(uses[standing:].mean() - 30) < 1

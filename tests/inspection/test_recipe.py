@@ -64,7 +64,8 @@ def test_the_text_makes_the_config_that_was_chosen(tmp_path, arguments):
 def test_a_small_detector_for_a_cpu(tmp_path):
     config, _ = made(tmp_path, facts(), CPU, None)
     assert (config.model.backbone.depth, config.model.backbone.norm) == (18, "group")
-    assert config.data.train.buckets == config.data.val.buckets == ((160, 224),)
+    assert config.data.train.buckets == ((160, 224),)
+    assert config.data.val.buckets == ()  # images to come may stand
     assert config.data.train.scale == (224, 128, 160)
     assert config.batch_size == 8
     steps = round(config.epochs * 240 / 8)

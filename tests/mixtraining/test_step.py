@@ -131,11 +131,21 @@ def test_parts_are_averaged(world):
     in_two = config.copy_and_resolve_references()
     in_two.accumulate = 2
     in_two.optimizer.name = config.optimizer.name
-    whole, _, _ = jax.jit(small.step_of(in_two, model, optimizer))(state, batch)
+    few = batch.strong.valid.copy()
+    few[0, 1:] = False
+    blind = batch.replace(strong=batch.strong.replace(valid=few))
+    whole, told, _ = jax.jit(small.step_of(in_two, model, optimizer))(state, blind)
 
     step = jax.jit(small.step_of(config, model, small.Recorder()))
-    parts = [jax.tree.map(lambda x, i=i: x[i : i + 1], batch) for i in range(2)]
-    grads = [step(state.replace(optimizer=state.student), part)[0].optimizer for part in parts]
+    parts = [jax.tree.map(lambda x, i=i: x[i : i + 1], blind) for i in range(2)]
+    taken = [step(state.replace(optimizer=state.student), part) for part in parts]
+    grads = [after.optimizer for after, _, _ in taken]
+    boxes, ratings = (
+        np.array([float(metrics[name]) for _, metrics, _ in taken])
+        for name in ("boxes/human", "teacher/rating")
+    )
+    assert boxes[0] < boxes[1]  # the mean over boxes is not that of the parts' means
+    np.testing.assert_allclose(told["teacher/rating"], (boxes * ratings).sum() / boxes.sum(), 1e-5)
     mean = jax.tree.map(lambda a, b: (a + b) / 2, *grads)
     updates, _ = optimizer.update(mean, state.optimizer, state.student)
     for name, value in small.leaves(updates).items():

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from mixtrain_jax.errors import BAD_INPUT, LOST, RESTARTABLE, STALLED, LostPeer, UserError
-from mixtrain_jax.runtime import hosts
+from mixtrain_jax.runtime import hosts, parallel
 from mixtrain_jax.runtime.hosts import Judge, Word
 
 MINUTE = int(60 / hosts.BEAT)  # looks
@@ -146,6 +146,19 @@ def test_the_watch_ends_when_the_run_does():
     watch.finish()
     assert not watch._thread.is_alive() and watch._word.doing == hosts.FINISHED
     watch.finish()
+
+
+@pytest.mark.parametrize("error", [UserError("no"), KeyboardInterrupt()])
+def test_no_watch_outlives_a_run_that_fails_alone(error):
+    """A program that catches the error and goes on would be ended as stuck, minutes later."""
+    hosts.start_watch()
+    first = hosts.watch
+    hosts.start_watch()  # of a second run: the first watch has nothing to say any more
+    second = hosts.watch
+    assert not first._thread.is_alive() and second._thread.is_alive()
+    with pytest.raises(type(error)), parallel.abort_all_on_error():
+        raise error
+    assert not second._thread.is_alive() and hosts.watch is None
 
 
 def test_alone_a_process_agrees_with_itself():

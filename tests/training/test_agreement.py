@@ -42,6 +42,7 @@ def other(tree):
         (dict(config=load.override_all(CONFIG, {"seed": "1"})), "config.seed"),
         (dict(config=load.override_all(CONFIG, {"data.train.scale": "9,8,9"})),
          "config.data.train.scale"),
+        (dict(config=load.override_all(CONFIG, {"eval.images": "5"})), "config.eval.images"),
         (dict(train=dataset(width=31)), "the image ids of train"),
         (dict(train=dataset(right=21)), "the boxes of train"),
         (dict(train=dataset(category="dog")), "the categories of train"),
@@ -54,6 +55,12 @@ def test_what_differs_is_named(monkeypatch, theirs, field):
     monkeypatch.setattr(hosts, "from_all", lambda name, value: [value, told(**theirs)])
     with pytest.raises(UserError, match=f"host 1 differs from host 0 in {field}: "):
         hosts.same_everywhere(told())
+
+
+def test_hosts_may_find_the_same_files_in_other_places():
+    own = {"data.train.images": "/b", "data.val.annotations": "/c", "init_from": "/d/weights"}
+    own |= {"data.workers": "3", "data.max_bad_share": "0.5"}
+    assert told(config=load.override_all(CONFIG, own)) == told()
 
 
 def test_other_code_is_named(monkeypatch, tmp_path):

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from mixtrain_jax.data.input import buckets, plan
 from mixtrain_jax.data.input.read_errors import ReadErrors
@@ -66,7 +67,7 @@ def train_batches(
       UserError: see `plan.Stream`; or the batch cannot be divided; or too many images cannot
       be read.
     """
-    stream = plan.Stream(dataset, seed, data.train)
+    stream = plan.Stream(dataset, seed, data.train, batch_size)
     errors = read_errors or ReadErrors(data.max_bad_share, again=True)
     switch = first_mixed_step
     halves = 1 if switch == math.inf else 2
@@ -217,6 +218,28 @@ _PARAMETERS = ViewParameters(
 )
 
 
+@functools.cache
+def _traced(channels: str, min_posterize_bits: int, released: bool) -> Callable[..., Any]:
+    """`render.render` as one graph, given what it reads of `config.data`.
+
+    Once in a process: TensorFlow never frees a graph, and tracing takes longer than an image.
+    """
+    data = ConfigDict(
+        {
+            "channels": channels,
+            "augment": {
+                "min_posterize_bits": min_posterize_bits,
+                "released_augmentation": released,
+            },
+        }
+    )
+    return tf.function(
+        lambda image, sampled, height, width: render.render(image, sampled, height, width, data),
+        input_signature=(_IMAGE, _PARAMETERS, _NUMBER, _NUMBER),
+        autograph=False,
+    )
+
+
 @dataclasses.dataclass
 class _Pipelines:
     """Makes tf.data pipelines of views, all with one traced `render.render`.
@@ -234,12 +257,9 @@ class _Pipelines:
     read_errors: ReadErrors
 
     def __post_init__(self) -> None:
-        self._render = tf.function(
-            lambda image, sampled, height, width: render.render(
-                image, sampled, height, width, self.data
-            ),
-            input_signature=(_IMAGE, _PARAMETERS, _NUMBER, _NUMBER),
-            autograph=False,
+        augment = self.data.augment
+        self._render = _traced(
+            self.data.channels, augment.min_posterize_bits, augment.released_augmentation
         )
 
     def batches(self, jobs: Jobs, loads: Sequence[tuple[Load, int]], batch: int) -> tf.data.Dataset:

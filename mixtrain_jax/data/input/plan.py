@@ -2,7 +2,9 @@
 
 Training reads an endless stream of images, a fresh permutation each epoch. Steps are made of
 places in that stream, by rules that look at declared sizes and numbers of boxes only. Every host
-computes the same steps, and so does a run that resumes at any of them.
+computes the same steps, and so does a run that resumes at any of them. Of a bucket that too few
+images need in an epoch to make a step, images of other buckets keep them company: alone they would
+wait for long, and then meet copies of themselves.
 """
 
 import functools
@@ -41,18 +43,19 @@ class Stream:
       trainable: [count] bool by row, whether an image may be in the normal half.
     """
 
-    def __init__(self, dataset: Dataset, seed: int, config: Any):
+    def __init__(self, dataset: Dataset, seed: int, config: Any, batch_size: int = 1):
         """Looks at the data set once.
 
         Args:
           dataset: the training split.
           seed: the run's.
           config: `config.data.train`.
+          batch_size: images a step, over all hosts.
 
         Raises:
           UserError: an image fits no bucket, or there is nothing to train on.
         """
-        self.seed, self.count = seed, len(dataset)
+        self.seed, self.count, self._batch = seed, len(dataset), batch_size
         self._order = functools.lru_cache(maxsize=8)(self._permutation)
         views = buckets.Views(dataset.sizes, config)
         self.long, self.shorts, self._kind = views.long, views.shorts, views.kind
@@ -75,9 +78,10 @@ class Stream:
         return int(self._order(place // self.count)[place % self.count])
 
     def shorts_for(self, row: int, bucket: int) -> np.ndarray:
-        """The short sides that put an image into a bucket."""
+        """The short sides that put an image into a bucket; if none does, those that fit there."""
         every = np.full(len(self.shorts), row)
-        return self.shorts[self._bucket(every, np.arange(len(self.shorts))) == bucket]
+        own = self._bucket(every, np.arange(len(self.shorts))) == bucket
+        return self.shorts[own] if own.any() else self.shorts[: self._fits[self._kind[row]][bucket]]
 
     def _bucket(self, rows: np.ndarray, shorts: np.ndarray) -> np.ndarray:
         """The bucket [n] of views of these rows with these of the short sides."""
@@ -86,17 +90,27 @@ class Stream:
 
     def epochs(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of all places of some epochs: the row, a coin (bool), and the bucket."""
-        rows = np.concatenate([self._order(epoch) for epoch in range(first, last)])
-        coins, shorts = [], []
+        parts = []
         for epoch in range(first, last):
-            rng = np.random.default_rng([self.seed, epoch, _DRAWS])
-            coins.append(rng.random(self.count) < 0.5)
-            shorts.append(rng.integers(len(self.shorts), size=self.count))
-        return (
-            rows,
-            np.concatenate(coins),
-            self._bucket(rows, np.concatenate(shorts)),
-        )
+            rows, rng = self._order(epoch), np.random.default_rng([self.seed, epoch, _DRAWS])
+            coins = rng.random(self.count) < 0.5
+            shorts = rng.integers(len(self.shorts), size=self.count)
+            parts.append((rows, coins, self._with_company(rows, self._bucket(rows, shorts))))
+        rows, coins, bucket = (np.concatenate(each) for each in zip(*parts))
+        return rows, coins, bucket
+
+    def _with_company(self, rows: np.ndarray, bucket: np.ndarray) -> np.ndarray:
+        """The buckets [n] of an epoch's places, so that each that is needed makes a step.
+
+        The company are the first places of full buckets that fit with the smallest short side.
+        """
+        bucket = bucket.copy()
+        counts = np.bincount(bucket, minlength=len(self.buckets))
+        for b in np.flatnonzero((counts > 0) & (counts < self._batch)):
+            full = np.bincount(bucket, minlength=len(self.buckets)) >= 2 * self._batch
+            fitting = full[bucket] & (self._fits[self._kind[rows]][:, b] > 0)
+            bucket[np.flatnonzero(fitting)[: self._batch - counts[b]]] = b
+        return bucket
 
 
 def first_mixed_step(config: Any) -> float:
