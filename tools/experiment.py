@@ -24,7 +24,7 @@ from mixtrain_jax.config import load
 from mixtrain_jax.errors import BAD_INPUT, UserError
 from mixtrain_jax.runtime import parallel, storage
 from tools import judge_teacher
-from tools.experiments import judging, tables
+from tools.experiments import judging, labels, tables
 from tools.experiments.labels import Files
 from tools.experiments.suites import METHOD, SUITES, Arm, Suite
 
@@ -115,10 +115,12 @@ class Experiment:
     def flags(self, arm: Arm, seed: int) -> dict[str, str]:
         """Fields of the config, dotted, by which an arm of a seed differs from the recipe."""
         files = self.labels(seed)
+        first = {"init_from": str(self.first())} if self.suite.first else {}
         chosen = {"noisy": files.noisy, "clean": files.clean}
         labels = self.repaired(seed) if arm.labels == "repaired" else chosen[arm.labels]
         return {
             **self.suite.settings,
+            **first,
             "seed": str(seed),
             "data.train.annotations": str(labels),
             "data.train.images": str(files.images),
@@ -127,6 +129,23 @@ class Experiment:
             f"{METHOD}.start_step": str(self.suite.start_step),
             **{f"{METHOD}.{name}": value for name, value in arm.flags.items()},
         }
+
+    def first(self) -> pathlib.Path:
+        """The detector that all arms of all seeds start from, trained when first asked for."""
+        workdir = self.output / "runs" / "first"
+        if not (workdir / "checkpoints" / self.suite.settings["steps"]).exists():
+            file, images = labels.objects(self.output / "first", train=self.suite.first)
+            print(f"training the first weights in {workdir}", flush=True)
+            flags = {
+                **self.suite.settings,
+                "data.train.annotations": str(file),
+                "data.train.images": str(images),
+                "data.val.annotations": "",
+                "data.val.images": "",
+            }
+            own = [f"--config.{name}={value}" for name, value in flags.items()]
+            self._run(TRAIN, ["--config=cells:plain", *own, f"--workdir={workdir}"], "first")
+        return workdir
 
     def labels(self, seed: int) -> Files:
         """The label files of a seed, written when first asked for."""

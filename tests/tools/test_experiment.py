@@ -64,7 +64,8 @@ def test_a_killed_copy_of_the_common_part_is_made_again(output, tmp_path):
 
 
 def test_repaired_labels_are_audited_once_and_without_clean_ones(tmp_path, monkeypatch):
-    made = experiment.Experiment(suites.SUITES["una30"]._replace(make=tiny), None, tmp_path)
+    suite = suites.SUITES["una30"]._replace(make=tiny, first=0)
+    made = experiment.Experiment(suite, None, tmp_path)
     runs = []
 
     def audit(module, arguments, name):
@@ -82,6 +83,30 @@ def test_repaired_labels_are_audited_once_and_without_clean_ones(tmp_path, monke
     assert module == "mixtrain_jax.audit" and "--config=cells:plain" in arguments
     assert f"--config.data.train.annotations={tmp_path / 'labels-0' / 'noisy.json'}" in arguments
     assert not any("clean" in argument for argument in arguments)
+
+
+def test_all_arms_start_from_the_same_weights_of_other_images(tmp_path, monkeypatch):
+    suite = suites.SUITES["una30"]._replace(make=tiny, first=2)
+    made = experiment.Experiment(suite, None, tmp_path)
+    runs = []
+
+    def train(module, arguments, name):
+        runs.append(arguments)
+        (tmp_path / "runs" / name / "checkpoints" / suite.settings["steps"]).mkdir(parents=True)
+
+    monkeypatch.setattr(made, "_run", train)
+    flags = [made.flags(arm, seed) for arm in (suites.PLAIN, suites.FULL_AUTO) for seed in (0, 1)]
+    assert {each["init_from"] for each in flags} == {str(tmp_path / "runs" / "first")}
+    (arguments,) = runs
+    assert f"--config.data.train.annotations={tmp_path / 'first' / 'objects.json'}" in arguments
+    content = json.loads((tmp_path / "first" / "objects.json").read_text())
+    assert [category["name"] for category in content["categories"]] == ["object"]
+    assert {entry["category_id"] for entry in content["annotations"]} == {1}
+    pictures = [
+        {path.read_bytes() for path in (tmp_path / folder / "train").iterdir()}
+        for folder in ("first", "images")
+    ]
+    assert not pictures[0] & pictures[1]
 
 
 def tiny(source, output, seed):

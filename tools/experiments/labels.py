@@ -151,6 +151,31 @@ def shapes(
     )
 
 
+def objects(output: pathlib.Path, *, train: int, size: int = 256) -> tuple[pathlib.Path, ...]:
+    """Other generated images without noise, whose objects are all of one class.
+
+    A detector of them knows objects when it sees them and no class of `shapes`.
+
+    Args:
+      output: folder for the images and the file.
+      train: number of images.
+      size: their height and width in pixels.
+
+    Returns:
+      the COCO file, and the folder of its images.
+    """
+    truth = output / "annotations" / "train.json"
+    if not truth.exists():
+        make_shapes.make(str(output), train=train, val=0, size=size, seed=1)
+    content = json.loads(truth.read_text())
+    content["categories"] = [{"id": 1, "name": "object"}]
+    for entry in content["annotations"]:
+        entry["category_id"] = 1
+    file = output / "objects.json"
+    file.write_text(json.dumps(content))
+    return file, output / "train"
+
+
 def _of_images(truth: dict[str, Any], chosen: Any) -> dict[str, Any]:
     images = [image for place, image in enumerate(truth["images"]) if chosen(place)]
     ids = {image["id"] for image in images}

@@ -50,6 +50,8 @@ class Suite(NamedTuple):
       settings: fields of the config, dotted, for every arm.
       start_step: when mixing starts, where arms part.
       auditor: the arm as which the audit's detectors are trained, for labels that are repaired.
+      first: how many images of `labels.objects` train the detector from whose weights all arms
+        start; 0: from random ones.
     """
 
     recipe: str
@@ -58,6 +60,7 @@ class Suite(NamedTuple):
     settings: Mapping[str, str] = NONE
     start_step: int = 400
     auditor: Arm = Arm("plain", "plain")
+    first: int = 0
 
     def recipe_of(self, arm: Arm) -> str:
         """The recipe of an arm, with its argument."""
@@ -107,7 +110,7 @@ def _noise(kind: str, level: float) -> Suite:
     def make(source: pathlib.Path | None, output: pathlib.Path, seed: int) -> Files:
         return labels.shapes(source, output, kind, level, seed, train=400, held_out=100, val=200)
 
-    return Suite("cells", make, NOISY_ARMS, OVERFIT, start_step=1200)
+    return Suite("cells", make, NOISY_ARMS, OVERFIT, start_step=1200, first=1500)
 
 
 def _tiny(source: pathlib.Path | None, output: pathlib.Path, seed: int) -> Files:
