@@ -35,6 +35,8 @@ class View:
       shown: [B, H, W / 8] uint8, a bit for each pixel, the leftmost highest: whether it shows the
         image; not in padding, in holes, or what a warp brought in from outside. None once
         normalised.
+      place: [B] int32, the place in training's order modulo 2^31, which tells two copies of an
+        image in one step apart; None: the row has to do.
     """
 
     image: Array
@@ -45,6 +47,7 @@ class View:
     valid: Array
     index: Array
     shown: Array | None = None
+    place: Array | None = None
 
 
 @flax.struct.dataclass

@@ -90,7 +90,7 @@ def largest(buckets: Any) -> tuple[int, int]:
 
 
 def _bytes_of_view(bucket: tuple[int, int], max_boxes: int) -> int:
-    return math.prod(bucket) * 25 // 8 + 4 * (2 + 9 + 5 * max_boxes + 1) + max_boxes
+    return math.prod(bucket) * 25 // 8 + 4 * (2 + 9 + 5 * max_boxes + 2) + max_boxes
 
 
 @functools.lru_cache(maxsize=64)
@@ -152,4 +152,5 @@ def shapes_of_view(leading: tuple[int, ...], bucket: tuple[int, int], max_boxes:
         labels=array(max_boxes, dtype=np.int32),
         valid=array(max_boxes, dtype=bool),
         index=array(dtype=np.int32),
+        place=array(dtype=np.int32),
     )

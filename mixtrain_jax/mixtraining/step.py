@@ -183,8 +183,9 @@ def student_loss(
 
 
 def image_keys(key: Array, view: View) -> Array:
-    """Returns a PRNG key for each image, a pure function of the step's key and the image."""
-    return jax.vmap(lambda index: jax.random.fold_in(key, index))(view.index)
+    """Returns a PRNG key for each image, a pure function of the step's key and its place."""
+    places = view.index if view.place is None else view.place
+    return jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
 
 
 def _join(first: View, second: View) -> View:

@@ -10,6 +10,7 @@ from mixtrain_jax.data.input.read_errors import ReadErrors
 from mixtrain_jax.data.sources.load import load_dataset
 from mixtrain_jax.data.views import geometry
 from mixtrain_jax.errors import UserError
+from mixtrain_jax.mixtraining.step import image_keys
 from mixtrain_jax.models import pixels
 
 
@@ -255,3 +256,16 @@ def test_a_second_pipeline_traces_no_second_graph(dataset, config):
     assert render.experimental_get_tracing_count() == 1
     config.data.channels = "bgr"  # what it reads of the config is told apart
     assert batches._Pipelines(dataset, config.data, ((64, 64),), None)._render is not render
+
+
+def test_two_copies_of_an_image_in_a_step_are_told_apart(dataset, config):
+    """By their places: their samples and their stochastic depth must not be the same."""
+    config.batch_size = 16  # of nine images
+    (batch,) = _train(dataset, config, 1)
+    places = np.concatenate([batch.normal.place, batch.strong.place])
+    rows = np.concatenate([batch.normal.index, batch.strong.index])
+    assert len(set(rows.tolist())) < len(rows) == len(set(places.tolist())) == 16
+    np.testing.assert_array_equal(batch.weak.place, batch.strong.place)
+    both = jax.tree.map(lambda *halves: np.concatenate(halves), batch.normal, batch.strong)
+    keys = jax.random.key_data(image_keys(jax.random.key(0), both))
+    assert len(np.unique(keys, axis=0)) == 16

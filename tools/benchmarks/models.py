@@ -192,5 +192,6 @@ def view(size: tuple[int, int], batch: int, slots: int, seed: int) -> View:
         labels=rng.integers(CLASSES, size=(batch, slots)).astype(np.int32),
         valid=np.tile(np.arange(slots) < _BOXES, (batch, 1)),
         index=np.arange(batch, dtype=np.int32),
+        place=np.arange(batch, dtype=np.int32),
     )
     return View(**fields)

@@ -308,6 +308,7 @@ class _Pipelines:
         flat = [tf.ensure_shape(each, spec.shape) for each, spec in zip(flat, specs)]
         height, width = tf.unstack(tf.gather(tf.constant(self.buckets), bucket))
         image, index = flat[:2]
+        place = tf.cast(what % 2**31, tf.int32)
         made = []
         for places in np.split(np.arange(2, len(flat)), views_each):
             *sampled, boxes, labels, valid = (flat[place] for place in places)
@@ -322,6 +323,7 @@ class _Pipelines:
                     "labels": labels,
                     "valid": valid,
                     "index": index,
+                    "place": place,
                 }
             )
         return tuple(made)

@@ -36,6 +36,7 @@ def single_view(image: np.ndarray, data: Any) -> View:
         size=sampled.size,
         matrix=sampled.matrix,
         index=np.zeros([], np.int32),
+        place=np.zeros([], np.int32),
         **parameters.padded_boxes(np.zeros([0, 4]), np.zeros([0]), sampled, data.max_boxes),
     )
     return View(**{key: value[None] for key, value in fields.items()})
