@@ -160,3 +160,28 @@ def test_ragged():
     assert len(ragged.take(np.zeros(0, int))) == 0
     with pytest.raises(IndexError):
         ragged[4]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"images": [{"id": 1, "file_name": "a"}, {"id": 2, "file_name": "b"}], "annotations": []},
+         ["a", "b"]),
+        ({"images": [{"id": "x", "file_name": "a"}, 3], "annotations": [], "categories": 1}, ["a"]),
+        ({"images": [], "annotations": []}, []),
+        ({"images": [{"id": 1, "file_name": "a"}]}, None),
+        ({"images": {}, "annotations": []}, None),
+        ({"images": [], "annotations": {}}, None),
+        ([1, 2], None),
+        (None, None),
+    ],
+)  # fmt: skip
+def test_the_first_names_tell_whether_it_is_a_coco_file(tmp_path, content, expected):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(content))
+    found = coco_lists.first_names(str(path), 5)
+    assert (found if found is None else [name for name in found if name]) == expected
+    for broken in ("{", ""):
+        path.write_text(broken)
+        with pytest.raises(UserError, match="not a JSON file"):
+            coco_lists.first_names(str(path), 5)

@@ -152,10 +152,11 @@ def first_names(path: str, count: int) -> list[str] | None:
         return [name for block in itertools.islice(blocks, 2) for name in block.files][:count]
     except _UNFIT:
         content = text_files.parse_json(data, path)
-        listed = [content.get(name) for name in ("images", "annotations")] if content else []
-        if not listed or not all(isinstance(each, list) for each in listed):
+        content = content if isinstance(content, dict) else {}
+        images, boxes = (content.get(name) for name in ("images", "annotations"))
+        if not isinstance(images, list) or not isinstance(boxes, list):
             return None
-        return [name for name in _odd_images(listed[0][:count]).files if name]
+        return [name for name in _odd_images(images[:count]).files if name]
 
 
 def categories(path: str) -> dict[Key, Entry]:
