@@ -5,6 +5,7 @@ draw and write the pictures of one batch while the devices work on the next.
 """
 
 import concurrent.futures
+import numbers
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -132,7 +133,7 @@ def predict(
 
 def check_threshold(threshold: float) -> None:
     """Raises UserError unless a threshold of scores is a number from 0 to less than 1."""
-    if not isinstance(threshold, int | float) or not 0 <= threshold < 1:
+    if not isinstance(threshold, numbers.Real) or not 0 <= threshold < 1:
         raise UserError(f"threshold {threshold!r}: give a number from 0 to less than 1")
 
 
