@@ -60,7 +60,7 @@ def fingerprint(
         fields[f"the number of images of {dataset.name}"] = len(dataset)
         fields[f"the image ids of {dataset.name}"] = _digest([dataset.image_ids, dataset.sizes])
         fields[f"the boxes of {dataset.name}"] = _digest(
-            [dataset.boxes.values, dataset.labels.values]
+            [dataset.boxes.starts, dataset.boxes.values, dataset.labels.values]
         )
     fields["the step to start from"] = step
     fields["the parameters to start from"] = _digest(jax.tree.leaves(state))

@@ -68,6 +68,10 @@ def test_batches(dataset, config):
             assert view.size.dtype == view.labels.dtype == view.index.dtype == np.int32
             assert view.boxes.shape == (2, 5, 4)
             assert view.valid.dtype == bool
+            for row, labels, valid in zip(view.index, view.labels, view.valid, strict=True):
+                own = dataset.labels[row]
+                np.testing.assert_array_equal(labels[: len(own)][valid[: len(own)]],
+                                              own[valid[: len(own)]])  # fmt: skip
             for image, shown, size in zip(
                 view.image, pixels.unpack(view.shown), view.size, strict=True
             ):
@@ -83,6 +87,24 @@ def test_batches(dataset, config):
                 box = [*corners.min(axis=1), *corners.max(axis=1)]
                 np.testing.assert_allclose(batch.weak.boxes[i, k], box, atol=1e-3)
         assert (batch.normal.index != 8).all()
+
+
+def test_the_strong_view_is_strong_and_the_others_are_not(dataset, config):
+    taken = _train(dataset, config, 30)
+    tilted, holes = {}, {}
+    for name in ("normal", "weak", "strong"):
+        views = [getattr(batch, name) for batch in taken]
+        matrices = np.concatenate([view.matrix for view in views])
+        tilted[name] = ((matrices[:, 0, 1] != 0) | (matrices[:, 1, 0] != 0)).mean()
+        holes[name] = np.mean(
+            [
+                not shown[: size[0], : size[1]].all()
+                for view in views
+                for shown, size in zip(pixels.unpack(view.shown), view.size, strict=True)
+            ]
+        )
+    assert tilted["normal"] == tilted["weak"] == 0 and 0.25 < tilted["strong"] < 0.55
+    assert holes["normal"] == holes["weak"] == 0 and holes["strong"] > 0.5
 
 
 def test_resume_is_exact(dataset, config):

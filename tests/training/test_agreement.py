@@ -16,11 +16,14 @@ CONFIG = load.load("faster", {"steps": "1000"})
 STATE = {"a": np.arange(6.0).reshape(2, 3), "b": np.zeros(2, np.float32)}
 
 
-def dataset(width=30, right=20, category="cat"):
+def dataset(width=30, right=20, category="cat", label=0, of=(0, 0)):
     table = from_lists(
-        images=[("1.png", "", (20, width))],
-        boxes=[(0, 0, [1, 2, right, 10], False, "line 1")],
-        names=[category],
+        images=[("1.png", "", (20, width)), ("2.png", "", (20, width))],
+        boxes=[
+            (of[0], label, [1, 2, right, 10], False, "line 1"),
+            (of[1], 0, [2, 2, 9, 10], False, "line 2"),
+        ],
+        names=[category, "other"],
         source="here",
         read=lambda row: b"",
     )
@@ -28,7 +31,7 @@ def dataset(width=30, right=20, category="cat"):
 
 
 def told(config=CONFIG, train=None, step=3, state=STATE):
-    config = resolve(config, classes=1)
+    config = resolve(config, classes=2)
     return agreement.fingerprint(config, train or dataset(), None, step, state)
 
 
@@ -46,6 +49,8 @@ def other(tree):
         (dict(train=dataset(width=31)), "the image ids of train"),
         (dict(train=dataset(right=21)), "the boxes of train"),
         (dict(train=dataset(category="dog")), "the categories of train"),
+        (dict(train=dataset(label=1)), "the boxes of train"),
+        (dict(train=dataset(of=(0, 1))), "the boxes of train"),  # the same boxes, on other images
         (dict(step=4), "the step to start from"),
         (dict(state=other(STATE)), "the parameters to start from"),
     ],

@@ -98,6 +98,32 @@ def test_adamw_exempts_norms_and_position_biases_only(swin_params):
     assert not moved["backbone/stage1/merge/norm/scale"] and not moved["backbone/norm3/bias"]
 
 
+def test_adamw_is_that_of_loshchilov_and_hutter(swin_params):
+    """Algorithm 2 of "Decoupled weight decay regularization", in float64, for a few steps."""
+    config = load("cascade.py", {"optimizer.warmup_steps": "4"})
+    optimizer = make_optimizer(config.optimizer, config.model.backbone, 1000)
+    rate = make_schedule(config.optimizer, 1000)
+    chosen = {"rpn": {"conv": {"kernel": jnp.array([1.0, -2.0])}, "norm": {"scale": jnp.ones(2)}}}
+    state, params = optimizer.init(chosen), chosen
+    rng = np.random.default_rng(0)
+    for name, decay in (("conv", config.optimizer.weight_decay), ("norm", 0)):
+        leaf = "kernel" if name == "conv" else "scale"
+        state, params = optimizer.init(chosen), chosen
+        expected = np.asarray(chosen["rpn"][name][leaf], np.float64)
+        first = second = np.zeros(2)
+        for step in range(5):
+            grads = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), params)
+            g = np.asarray(grads["rpn"][name][leaf], np.float64)
+            first, second = 0.9 * first + 0.1 * g, 0.999 * second + 0.001 * g**2
+            unbiased = first / (1 - 0.9 ** (step + 1)), second / (1 - 0.999 ** (step + 1))
+            direction = unbiased[0] / (np.sqrt(unbiased[1]) + 1e-8) + decay * expected
+            expected = expected - float(rate(step)) * direction
+            updates, state = optimizer.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+        moved = np.asarray(params["rpn"][name][leaf]) - np.asarray(chosen["rpn"][name][leaf])
+        np.testing.assert_allclose(moved, expected - chosen["rpn"][name][leaf], rtol=2e-3)
+
+
 def test_sgd_leaves_frozen_parameters_alone():
     config = load("faster_r50.py")
     config.model.num_classes = 3
