@@ -79,7 +79,7 @@ def between_saves(running, workdir):
     running.wait_for(f"\nstep {newest(workdir) + 4:2}/")
 
 
-def test_a_run_killed_at_random_moments_resumes_as_if_nothing_had_been(shapes, whole, tmp_path):
+def test_a_run_killed_at_three_moments_resumes_as_if_nothing_had_been(shapes, whole, tmp_path):
     for moment in (while_starting, while_saving, between_saves):
         kill(shapes, tmp_path / "run", moment)
     assert harness.run(tiny.get_config(shapes, **OFTEN), tmp_path / "run") == 0

@@ -158,3 +158,26 @@ def test_bootstrap_counts_whole_images():
     assert metric(once) == pytest.approx(metric(verdicts))
     low, high = measure.bootstrap(verdicts, metric, 30, rounds=100)
     assert low < metric(verdicts) < high
+
+
+def test_agreement_counts_pairs_of_one_class():
+    """Of 6 labels and 5 true boxes two agree at IoU .5: one is of another class, one shifted."""
+    assert measure.agreement(HUMAN, TRUTH, KNOWN, 0.5) == pytest.approx(2 * 2 / 11)
+    assert measure.agreement(HUMAN, TRUTH, KNOWN, 0.4) == pytest.approx(2 * 3 / 11)
+    assert measure.agreement(TRUTH, TRUTH, KNOWN, 0.9) == 1
+    assert np.isnan(measure.agreement(HUMAN, TRUTH, np.zeros(3, bool), 0.5))
+
+
+@pytest.mark.parametrize(("highest", "expected"), [(0.9, 0.5), (0.4, 0.0)])
+def test_images_are_ranked_by_their_highest_finding(highest, expected):
+    """Errors in the first image and, seen by no finding, in the third; none in the second."""
+    verdicts = measure.Verdicts(
+        score=np.array([highest, 0.2, 0.5]),
+        right=np.array([True, False, False]),
+        names=np.array([CLASS, measure.RIGHT, measure.RIGHT]),
+        kind=np.array([CLASS, CLASS, CLASS]),
+        image=np.array([0, 0, 1]),
+        missed_image=np.array([2]),
+        missed_kind=np.array([MISSING]),
+    )
+    assert measure.image_auroc(verdicts) == expected

@@ -97,10 +97,14 @@ def test_without_patience_nobody_is_stuck():
     assert run.go(100 * MINUTE, moving=()) is None
 
 
-def test_a_process_that_was_itself_suspended_blames_nobody():
+def test_a_process_that_was_itself_suspended_blames_nobody(monkeypatch):
+    """By any clock an hour has passed, in which nobody was heard."""
     run = Run(patience=60.0)
     run.go(3)
-    # It slept for an hour; then it looks again, and the others have spoken in between.
+    for clock in ("time", "monotonic"):
+        later = getattr(hosts.time, clock)() + 3600
+        monkeypatch.setattr(hosts.time, clock, lambda later=later: later)
+    assert run.go(1, moving=(), speaking=()) is None
     assert run.go(1) is None
 
 
