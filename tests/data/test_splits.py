@@ -197,13 +197,13 @@ def test_voc_labels_are_names(tmp_path, run):
         assert shown == list(classes)
 
 
-def test_of_a_strange_folder_with_one_split_a_run_is_scored_on_all(tmp_path, run):
+def test_of_a_strange_folder_with_one_split_a_run_is_scored_on_all(tmp_path, run, monkeypatch):
     coco_one_file(tmp_path / "own")
     coco_one_file(tmp_path / "strange")
     workdir = run((), tmp_path / "own")
     config, _ = asked.of_run(workdir, {}, str(tmp_path / "strange"))
     assert len(load_dataset(config.data, "val")) == len(load_dataset(config.data, "test")) == 9
-    os.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)
     config, _ = asked.of_run(workdir, {}, "./own")  # nothing that it was trained on
     assert 0 < len(load_dataset(config.data, "val")) < 9
 
