@@ -81,7 +81,7 @@ def _write(flags: argparse.Namespace, looked: list[Any]) -> None:
 
     path = epath.Path(flags.write)
     found = facts.gather(looked, flags.config.data)
-    folder = {f"data.{name}" for name in found.fields}
+    folder = {f"data.{name}" for name in (*found.fields, "classes", "val_share")}
     asked = {name: load.get(flags.config, name) for name in flags.origin.flags.keys() - folder}
     text = recipe.text(found, machine.look(), weights.read(flags.weights), flags.write, asked)
     storage.write(path, text.encode())

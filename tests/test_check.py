@@ -171,6 +171,8 @@ def test_the_recipe_has_room_for_all_boxes_and_what_was_asked(folder, tmp_path):
     config = configs.load(str(path))
     assert config.data.max_boxes == 150
     assert config.data.max_bad_share == 0.9 and config.batch_size == 4
+    asked = path.read_text().partition("# As asked\n")[2].split("\n\n")[0]
+    assert asked.split() == ["config.batch_size", "=", "4", "config.data.max_bad_share", "=", "0.9"]
     looked = looked_at(folder, f"--write={path}")  # it is there: nothing is read
     assert looked[0] == cli.BAD_INPUT
 
