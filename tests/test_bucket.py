@@ -67,7 +67,7 @@ def test_a_run_in_a_bucket_killed_and_resumed_is_the_local_one(shapes, local, bu
     assert losses == harness.logged(local / "run")
     names = [name.removeprefix("runs/one/") for name in bucket.names("runs/one/")]
     kept = {name.split("/")[1] for name in names if name.startswith("checkpoints/")}
-    assert kept == {"16", "18", "20", "scores.json"}  # two good ones, and the last
+    assert kept == {"16", "18", "20", "scores.json", "proven.json"}  # two good ones, and the last
     assert {"config.json", "metrics.jsonl", f"pictures/train_{STEPS:07d}.png"} <= set(names)
     assert [name for name in names if "tfevents" in name] and "lock" not in names
 

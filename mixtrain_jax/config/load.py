@@ -44,11 +44,11 @@ def load(source: str, overrides: Mapping[str, str] | Iterable[str] = ()) -> Conf
       UserError: the file is missing or fails, refuses its argument or sets what is no field, or
         there is no such field or type.
     """
-    if "://" in source:
+    path, _, argument = source.partition(":")
+    if argument.startswith("//"):
         raise UserError(
             f"--config={source}: copy the config to this machine; it cannot be in a bucket"
         )
-    path, _, argument = source.partition(":")
     config = _get_config(find(path), argument)
     known, given = [name for name, _ in schema.fields()], _fields(config)
     strange = next((name for name in given if name not in known), None)
