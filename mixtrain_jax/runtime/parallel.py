@@ -28,7 +28,9 @@ from mixtrain_jax.runtime import hosts, launchers
 
 AXIS = "batch"
 JOINING = 300  # seconds to wait for the other processes at the start
-SILENCE = 60  # seconds after which a process that says nothing is taken for dead
+# Seconds after which JAX takes a process that says nothing for dead. It hears each twice in that
+# time, so half of it may do; the watches (`hosts.SILENT`), which name the host, are to be first.
+SILENCE = 120
 _SIGNS_OF_LOSS = ("UNAVAILABLE", "DEADLINE_EXCEEDED")  # besides those of `hosts.tells_of_loss`
 AHEAD = 2  # batches on the devices: the one to come, and the one after it
 
