@@ -33,10 +33,9 @@ def of_folder(folder: str, explicit: Mapping[str, str], run: Any = None) -> dict
         own = all(_same(found[f"data.train.{f}"], run.train[f]) for f in ("annotations", "images"))
         if len(there.parts) == 1 and not own:
             found["data.val_share"] = "0"
-            for name, value in list(found.items()):
-                if name.startswith("data.train."):
-                    for split in ("val", "test"):
-                        found[name.replace("train", split, 1)] = value
+            whole = {name: found[name] for name in found if name.startswith("data.train.")}
+            for split in ("val", "test"):
+                found |= {name.replace("train", split, 1): each for name, each in whole.items()}
     if any(name in explicit for name in _VAL):
         found["data.val_share"] = "0"  # val is given: nothing of train is set apart
     return found | dict(explicit)

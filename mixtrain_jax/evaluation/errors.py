@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mixtrain_jax.auditing.labels import covered, iou, rows_by_image
+
 Floats = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.integer[Any]]
 Bools = npt.NDArray[np.bool_]
@@ -156,28 +158,21 @@ def average_precision(hits: Bools, positives: int) -> float:
 
 def _groups(found: Boxes, truth: Boxes, images: int) -> list[tuple[Ints, Ints, Floats]]:
     """Returns for each image its detections, its true boxes, and their IoU."""
-    groups = []
-    rows = [
-        np.split(order, np.searchsorted(image[order], np.arange(1, images)))
-        for image in (np.asarray(found.image), np.asarray(truth.image))
-        for order in (np.argsort(image, kind="stable"),)
+    rows = (rows_by_image(each.image, images) for each in (found, truth))
+    return [
+        (seen, there, iou(found.boxes[seen], truth.boxes[there]))
+        for seen, there in zip(*rows, strict=True)
     ]
-    for seen, there in zip(*rows):
-        groups.append((seen, there, _iou(found.boxes[seen], truth.boxes[there])))
-    return groups
 
 
 def _in_crowd(found: Boxes, crowds: Boxes, images: int) -> Bools:
     """[N] bool: half of a detection at least lies in a crowd of its class."""
     inside = np.zeros(len(found.labels), bool)
-    for seen, there, _ in _groups(found, crowds, images):
-        boxes, others = found.boxes[seen][:, None], crowds.boxes[there][None]
-        low = np.maximum(boxes[..., :2], others[..., :2])
-        high = np.minimum(boxes[..., 2:], others[..., 2:])
-        shared = np.clip(high - low, 0, None).prod(-1)
-        area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
+    rows = (rows_by_image(each.image, images) for each in (found, crowds))
+    for seen, there in zip(*rows, strict=True):
         same = found.labels[seen][:, None] == crowds.labels[there]
-        inside[seen] = (same & (shared >= FOREGROUND * area) & (area > 0)).any(axis=1)
+        share = covered(found.boxes[seen], crowds.boxes[there])
+        inside[seen] = (same & (share >= FOREGROUND)).any(axis=1)
     return inside
 
 
@@ -340,14 +335,6 @@ def _images(
         {"image": int(i), "hits": int(hits[i]), "false": int(false[i]), "missed": int(missed[i])}
         for i in order
     ]
-
-
-def _iou(a: Floats, b: Floats) -> Floats:
-    a, b = np.asarray(a, np.float64)[:, None], np.asarray(b, np.float64)[None]
-    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
-    overlap = np.maximum(sides, 0).prod(-1)
-    both = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1)
-    return np.asarray(overlap / np.maximum(both - overlap, 1e-9))
 
 
 def _mean(values: Floats) -> float:
