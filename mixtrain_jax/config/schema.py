@@ -233,10 +233,22 @@ MIXTRAINING: Group = {
         0.0, "with mend_normal: human boxes rated at or below it are left out there", _SHARE
     ),
     "soften_normal": Field(False, "beyond the paper: soft background in the normal half too"),
+    "label_share": Field(
+        1.0, "beyond the paper: < 1 gives the teacher a say in the targets of RoIs", _SHARE
+    ),
     "must_agree": Field(False, "beyond the paper: pseudo boxes are there in the mirrored view too"),
     "agreement_iou": Field(0.7, "IoU with which a detection is there in the mirrored view", _SHARE),
     "auto_agreement": Field(
         0.0, "beyond the paper: > 0 replaces pseudo_score_threshold, see docs/method.md", _SHARE
+    ),
+    "auto_count": Field(
+        0.0, "beyond the paper: > 0 finds at most so many pseudo boxes a human one", at_least(0)
+    ),
+    "rate_given_object": Field(
+        False, "beyond the paper: ratings leave out how much a box looks like background"
+    ),
+    "balance_classes": Field(
+        False, "beyond the paper: to the teacher classes are as common as people say"
     ),
     "teacher_drop_path": Field(False, "the teacher's stochastic depth is on, as released"),
 }

@@ -8,7 +8,7 @@ is mirrored; a false detection often is not. All of this is off in the paper's r
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from mixtrain_jax.mixtraining import targets as mixing
 from mixtrain_jax.mixtraining import teacher as teaching
 from mixtrain_jax.models.detector import Detector
-from mixtrain_jax.models.roi_heads import BackgroundWeight
+from mixtrain_jax.models.roi_heads import Say
 from mixtrain_jax.ops import boxes as box_ops
 from mixtrain_jax.types import Array, Batch, Params, Targets, View
 
@@ -26,14 +26,23 @@ LEVELS = 100  # of the scores among which a threshold is looked for
 FEWEST = 10  # detections it takes to judge a level
 
 
-def least_score(
-    model: Detector, teacher: Params, batch: Batch, config: Any, sum_over_devices: Sum
-) -> Array:
-    """The score above which the teacher's detections are pseudo boxes.
+class Standard(NamedTuple):
+    """By what a step judges the teacher's boxes and the human ones; the same on all devices.
 
-    With `auto_agreement` a > 0 it is the lowest score, to a hundredth, such that a share a of this
-    step's detections above it that overlap no human box are there in the mirrored view too; 1 where
-    no score is, or fewer than ten detections can tell. Else it is `pseudo_score_threshold`.
+    Attributes:
+      least_score: [] float32, the score above which detections are pseudo boxes.
+      balance: [classes] float32 by which the teacher's probabilities of the classes are multiplied;
+        None: they are as they are.
+    """
+
+    least_score: Array
+    balance: Array | None
+
+
+def standard(
+    model: Detector, teacher: Params, batch: Batch, config: Any, sum_over_devices: Sum
+) -> Standard:
+    """Finds out by what this step judges.
 
     Args:
       model: the detector.
@@ -42,14 +51,68 @@ def least_score(
       config: `config.mixtraining`.
       sum_over_devices: sums arrays over all devices.
     """
-    if not config.auto_agreement:
+    balance = None
+    if config.balance_classes:
+        balance = class_balance(model, teacher, batch, sum_over_devices)
+    return Standard(least_score(model, teacher, batch, config, sum_over_devices, balance), balance)
+
+
+def class_balance(model: Detector, teacher: Params, batch: Batch, sum_over_devices: Sum) -> Array:
+    """How much more often each class [classes] is labelled in this step than the teacher says.
+
+    What it says of the human boxes is asked as if each held an object. One box more is counted of
+    every class on either side, so that the ratio is near 1 where there are few. A teacher that
+    learns from its own judgement would else forget the classes it is least sure of (distribution
+    alignment, Berthelot et al., arXiv 1911.09785, section 3.1).
+    """
+    labelled, said = jnp.ones(model.num_classes), jnp.ones(model.num_classes)
+    for view in (batch.weak, batch.normal):
+        assert view is not None
+        seen = teaching.see(model, teacher, view, view)
+        chances = teaching.classes_of(model, teacher, seen, view.boxes)
+        said += sum_over_devices((chances * view.valid[..., None]).sum((0, 1)))
+        named = jax.nn.one_hot(view.labels, model.num_classes) * view.valid[..., None]
+        labelled += sum_over_devices(named.sum((0, 1)))
+    return labelled / said
+
+
+def least_score(
+    model: Detector,
+    teacher: Params,
+    batch: Batch,
+    config: Any,
+    sum_over_devices: Sum,
+    balance: Array | None = None,
+) -> Array:
+    """The score above which the teacher's detections are pseudo boxes.
+
+    With `auto_count` c > 0 it is the lowest score, to a hundredth, above which this step's
+    detections are at most c times as many as its human boxes. With `auto_agreement` a > 0 it is the
+    lowest such that a share a of the detections above it that overlap no human box are there in the
+    mirrored view too; 1 where no score is, or fewer than ten detections can tell. Else it is
+    `pseudo_score_threshold`.
+
+    Args:
+      model: the detector.
+      teacher: its parameters.
+      batch: this device's images, with a mixed half.
+      config: `config.mixtraining`.
+      sum_over_devices: sums arrays over all devices.
+      balance: [classes] float32 by which scores are multiplied first.
+    """
+    if not (config.auto_agreement or config.auto_count):
         return jnp.float32(config.pseudo_score_threshold)
     assert batch.weak is not None
     views: Sequence[View] = (batch.weak, batch.normal) if config.mend_normal else (batch.weak,)
     levels = jnp.arange(LEVELS) / LEVELS
-    found, agreeing = jnp.zeros(LEVELS), jnp.zeros(LEVELS)
+    found, agreeing, human = jnp.zeros(LEVELS), jnp.zeros(LEVELS), jnp.zeros(())
     for view in views:
-        seen, _ = teaching.find(model, teacher, teaching.see(model, teacher, view, view), 0)
+        teachers = teaching.see(model, teacher, view, view)
+        seen, _ = teaching.find(model, teacher, teachers, 0, balance)
+        if config.auto_count:
+            found += (seen.valid[..., None] & (seen.scores[..., None] > levels)).sum((0, 1))
+            human += view.valid.sum()
+            continue
         overlaps = box_ops.iou(seen.boxes, view.boxes) > config.iou_threshold
         overlaps &= view.valid[:, None]
         alone = seen.valid & ~overlaps.any(-1)
@@ -57,19 +120,50 @@ def least_score(
         above = seen.scores[..., None] > levels
         found += (alone[..., None] & above).sum((0, 1))
         agreeing += (same[..., None] & above).sum((0, 1))
-    found, agreeing = sum_over_devices((found, agreeing))
+    found, agreeing, human = sum_over_devices((found, agreeing, human))
+    if config.auto_count:
+        return jnp.min(jnp.where(found <= config.auto_count * human, levels, 1.0))
     good = (found >= FEWEST) & (agreeing >= config.auto_agreement * found)
     return jnp.min(jnp.where(good, levels, 1.0))
+
+
+def opinion(
+    model: Detector,
+    teacher: Params,
+    seen: teaching.TeacherView,
+    human: Targets,
+    left_out: Array,
+    size: Array,
+    config: Any,
+) -> Say:
+    """What has its say in the student's loss: a soft background, or soft labels.
+
+    Soft labels where `label_share` is below 1. They go on where hard targets end: no threshold is
+    right while a teacher that learns from wrong labels is unsure of every object.
+
+    Args:
+      model: the detector.
+      teacher: its parameters.
+      seen: the teacher's view.
+      human: human boxes in pixels of the student's view.
+      left_out: [B, N] bool, those that are no targets.
+      size: [B, 2] int32 height and width of the student's view.
+      config: `config.mixtraining`.
+    """
+    if config.label_share == 1:
+        return teaching.weigh_background(model, teacher, seen)
+    doubted = Targets(human.boxes, human.labels, left_out)
+    return teaching.soften_labels(model, teacher, seen, size, config.label_share, doubted)
 
 
 def normal_half(
     model: Detector,
     teacher: Params,
     view: View,
-    least: Array,
+    standard: Standard,
     config: Any,
     sum_over_devices: Sum,
-) -> tuple[Targets, BackgroundWeight | None, dict[str, Array]]:
+) -> tuple[Targets, Say | None, dict[str, Array]]:
     """Targets of the normal half: its human boxes or, with `mend_normal`, mixed targets.
 
     They are made as those of the mixed half are, of what the teacher says of the same view: its
@@ -80,32 +174,38 @@ def normal_half(
       model: the detector.
       teacher: its parameters.
       view: the normal half.
-      least: what `least_score` returned.
+      standard: by which it is done.
       config: `config.mixtraining`.
       sum_over_devices: sums arrays over all devices.
 
     Returns:
-      The targets, what weighs the background (or None), and metrics over all devices.
+      The targets, what has its say in the loss (or None), and metrics over all devices.
     """
     human = Targets(view.boxes, view.labels, view.valid)
     if not (config.mend_normal or config.soften_normal):
         return human, None, {}
     seen = teaching.see(model, teacher, view, view)
-    weight = teaching.background(model, teacher, seen) if config.soften_normal else None
     if not config.mend_normal:
-        return human, weight, {}
-    found, _ = teaching.find(model, teacher, seen, least)
+        nothing = jnp.zeros_like(human.valid)
+        return human, opinion(model, teacher, seen, human, nothing, view.size, config), {}
+    found, _ = teaching.find(model, teacher, seen, *standard)
     valid = found.valid
     if config.must_agree:
         valid = teaching.agrees(model, teacher, view, found, config.agreement_iou)
     pseudo = Targets(found.boxes, found.labels, valid)
-    ratings = teaching.rate(model, teacher, seen, human)
+    ratings = teaching.rate(
+        model, teacher, seen, human,
+        given_object=config.rate_given_object, balance=standard.balance,
+    )  # fmt: skip
     combined, assignment = mixing.combine(
         human, ratings, pseudo, config, config.normal_gt_score_threshold
     )
+    say = None
+    if config.soften_normal:
+        say = opinion(model, teacher, seen, human, assignment.dropped, view.size, config)
     images = sum_over_devices(jnp.float32(len(view.image)))
     metrics = {
         f"boxes/{name}_normal": sum_over_devices(mask.sum()) / images
         for name, mask in assignment._asdict().items()
     }
-    return jax.lax.stop_gradient(combined), weight, metrics
+    return jax.lax.stop_gradient(combined), say, metrics

@@ -1,8 +1,8 @@
 """The method: what one step of MixTraining learns from, from top to bottom.
 
 The teacher sees the weak view, finds boxes of its own and rates the human ones; targets are
-combined; the student learns from the normal and the strong view, its background weighted by the
-teacher. What comes out are gradients; `training/update.py` applies them and lets the teacher follow
+combined; the student learns from the normal and the strong view, and the teacher has its say in the
+loss. What comes out are gradients; `training/update.py` applies them and lets the teacher follow
 the student. Plain training is the same on a batch without a mixed half.
 """
 
@@ -18,7 +18,7 @@ from mixtrain_jax.mixtraining import targets as mixing
 from mixtrain_jax.mixtraining import teacher as teaching
 from mixtrain_jax.mixtraining.metrics import Metrics
 from mixtrain_jax.models.detector import Detector, bind
-from mixtrain_jax.models.roi_heads import BackgroundWeight
+from mixtrain_jax.models.roi_heads import Say
 from mixtrain_jax.types import Array, Batch, Detections, Params, Targets, View
 
 Sum = Callable[[Any], Any]  # over all devices, of an array or a tree of arrays
@@ -69,26 +69,24 @@ def gradients(
       This device's share of the gradients, metrics over all devices, and what the teacher made of
       this device's images (None in plain training).
     """
-    output, background_weight, teacher_metrics = None, None, {}
+    output, say, teacher_metrics = None, None, {}
     human = Targets(batch.normal.boxes, batch.normal.labels, batch.normal.valid)
-    normal: tuple[Targets, BackgroundWeight | None] = (human, None)
+    normal: tuple[Targets, Say | None] = (human, None)
     if batch.weak is not None and batch.strong is not None:
-        least = mending.least_score(model, teacher, batch, config, sum_over_devices)
-        output, background_weight = teach(
-            model, teacher, batch.weak, batch.strong, key, config, least
-        )
+        standard = mending.standard(model, teacher, batch, config, sum_over_devices)
+        output, say = teach(model, teacher, batch.weak, batch.strong, key, config, standard)
         teacher_metrics = measuring.of_teacher(
             output.human, output.ratings, output.found, output.exact, output.assignment,
             batch.strong, sum_over_devices,
         )  # fmt: skip
-        targets, weight, more = mending.normal_half(
-            model, teacher, batch.normal, least, config, sum_over_devices
+        targets, normal_say, more = mending.normal_half(
+            model, teacher, batch.normal, standard, config, sum_over_devices
         )
-        normal = targets, weight
-        teacher_metrics |= more | {"teacher/least_score": least}
+        normal = targets, normal_say
+        teacher_metrics |= more | {"teacher/least_score": standard.least_score}
     differentiate = jax.value_and_grad(student_loss, has_aux=True)
     (_, metrics), grads = differentiate(
-        student, batch, output, background_weight, key, model, config, sum_over_devices, normal
+        student, batch, output, say, key, model, config, sum_over_devices, normal
     )
     return grads, metrics | teacher_metrics, output
 
@@ -100,8 +98,8 @@ def teach(
     strong: View,
     key: Array,
     config: Any,
-    least: Array | float | None = None,
-) -> tuple[TeacherOutput, BackgroundWeight | None]:
+    standard: mending.Standard | None = None,
+) -> tuple[TeacherOutput, Say | None]:
     """The teacher's part: it sees the weak view, and makes mixed targets for the strong view.
 
     Args:
@@ -111,17 +109,16 @@ def teach(
       strong: the same images as the student sees them.
       key: PRNG key of this step.
       config: `config.mixtraining`.
-      least: score above which detections are pseudo boxes; None takes the config's.
+      standard: by which it is done; None: the config's threshold, and all classes as they are.
 
     Returns:
-      What the teacher made of the images, and the background probabilities that weigh the student's
-      loss (or None).
+      What the teacher made of the images, and what has its say in the student's loss (or None).
     """
     human = Targets(strong.boxes, strong.labels, strong.valid)
     keys = image_keys(jax.random.fold_in(key, 1), weak) if config.teacher_drop_path else None
     view = teaching.see(model, teacher, weak, strong, keys)
-    least = config.pseudo_score_threshold if least is None else least
-    found, exact = teaching.find(model, teacher, view, least)
+    standard = standard or mending.Standard(jnp.float32(config.pseudo_score_threshold), None)
+    found, exact = teaching.find(model, teacher, view, *standard)
     if config.must_agree:
         agreed = teaching.agrees(model, teacher, weak, found, config.agreement_iou)
         found = Detections(found.boxes, found.scores, found.labels, agreed)
@@ -129,24 +126,29 @@ def teach(
         rated = Targets(weak.boxes, human.labels, human.valid)
     else:
         rated = teaching.back_to_weak(human, view)
-    ratings = teaching.rate(model, teacher, view, rated)
+    ratings = teaching.rate(
+        model, teacher, view, rated,
+        given_object=config.rate_given_object, balance=standard.balance,
+    )  # fmt: skip
     pseudo = teaching.pseudo_boxes(found, view, strong.size)
     combined, assignment = mixing.combine(human, ratings, pseudo, config)
     output = TeacherOutput(found, human, ratings, combined, assignment, exact)
-    weight = teaching.background(model, teacher, view) if config.soft_background else None
-    return jax.lax.stop_gradient(output), weight
+    say = None
+    if config.soft_background:
+        say = mending.opinion(model, teacher, view, human, assignment.dropped, strong.size, config)
+    return jax.lax.stop_gradient(output), say
 
 
 def student_loss(
     student: Params,
     batch: Batch,
     output: TeacherOutput | None,
-    background_weight: BackgroundWeight | None,
+    say: Say | None,
     key: Array,
     model: Detector,
     config: Any,
     sum_over_devices: Sum,
-    normal_targets: tuple[Targets, BackgroundWeight | None] | None = None,
+    normal_targets: tuple[Targets, Say | None] | None = None,
 ) -> tuple[Array, Metrics]:
     """The student's part: losses of the normal half plus weighted losses of the mixed half.
 
@@ -162,11 +164,11 @@ def student_loss(
     pyramid = detector.features(seen.image, seen.size, keys)
 
     def half(
-        name: str, rows: slice, view: View, targets: Targets, weight: BackgroundWeight | None
+        name: str, rows: slice, view: View, targets: Targets, say: Say | None
     ) -> tuple[Array, Metrics]:
         levels = tuple(level[rows] for level in pyramid)
         losses, records = detector.losses(
-            levels, view.size, targets, keys[rows], sum_over_devices, weight
+            levels, view.size, targets, keys[rows], sum_over_devices, say
         )
         measured = measuring.of_half(name, losses, records, sum_over_devices)
         return sum(losses.values(), start=jnp.zeros(())), measured
@@ -176,7 +178,7 @@ def student_loss(
     loss, metrics = half("normal", slice(0, count), normal, *(normal_targets or (human, None)))
     if strong is not None and output is not None:
         rows = slice(count, None)
-        mixed, more = half("mixed", rows, strong, output.targets, background_weight)
+        mixed, more = half("mixed", rows, strong, output.targets, say)
         loss += config.mixed_loss_weight * mixed
         metrics |= more
     return loss, metrics | {"loss": sum_over_devices(loss)}

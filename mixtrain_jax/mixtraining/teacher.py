@@ -11,9 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from mixtrain_jax.models.detector import Detector, bind
-from mixtrain_jax.models.roi_heads import BackgroundWeight
+from mixtrain_jax.models.roi_heads import Opinion, Say
 from mixtrain_jax.ops import boxes as box_ops
 from mixtrain_jax.types import Array, Detections, Params, Targets, View
+
+TINY = 1e-9  # least sum of probabilities by which one divides
+SAME = 0.5  # IoU with which a RoI is said to be of an object
 
 
 class TeacherView(NamedTuple):
@@ -55,17 +58,30 @@ def see(
 
 
 def find(
-    model: Detector, teacher: Params, view: TeacherView, threshold: Array | float
+    model: Detector,
+    teacher: Params,
+    view: TeacherView,
+    threshold: Array | float,
+    balance: Array | None = None,
 ) -> tuple[Detections, Array]:
-    """Returns the teacher's detections in the weak view with a score above the threshold.
+    """Finds the teacher's detections in the weak view with a score above the threshold.
 
-    Also returns [B] bool, False where the detector had more candidates than it could weigh.
+    Args:
+      model: the detector.
+      teacher: its parameters.
+      view: what `see` returned.
+      threshold: of the scores.
+      balance: [classes] float32 by which scores are multiplied first; None: they are as they are.
+
+    Returns:
+      The detections, and [B] bool, False where the detector had more candidates than it can weigh.
     """
     detector = bind(model, teacher)
     proposals = detector.proposals(view.pyramid, view.size)
     found, exact = detector.detect(view.pyramid, view.size, proposals)
-    above = found.valid & (found.scores > threshold)
-    return Detections(found.boxes, found.scores, found.labels, above), exact
+    scores = found.scores if balance is None else found.scores * balance[found.labels]
+    above = found.valid & (scores > threshold)
+    return Detections(found.boxes, scores, found.labels, above), exact
 
 
 def agrees(model: Detector, teacher: Params, view: View, found: Detections, iou: float) -> Array:
@@ -110,7 +126,15 @@ def back_to_weak(human: Targets, view: TeacherView) -> Targets:
     return Targets(boxes, human.labels, human.valid)
 
 
-def rate(model: Detector, teacher: Params, view: TeacherView, human: Targets) -> Array:
+def rate(
+    model: Detector,
+    teacher: Params,
+    view: TeacherView,
+    human: Targets,
+    *,
+    given_object: bool = False,
+    balance: Array | None = None,
+) -> Array:
     """Returns the teacher's probability [B, N] of each human box's own class (section 3.2).
 
     Args:
@@ -118,24 +142,78 @@ def rate(model: Detector, teacher: Params, view: TeacherView, human: Targets) ->
       teacher: its parameters.
       view: what `see` returned.
       human: human boxes in pixels of the weak view; padding is rated 0.
+      given_object: beyond the paper: the probability is among the classes, without the background.
+      balance: [classes] float32 by which those of the classes are multiplied first; None: they are
+        as they are.
     """
     probabilities = bind(model, teacher).score_boxes(view.pyramid, view.size, human.boxes)
+    if balance is not None:
+        probabilities *= jnp.append(balance, 1)
+    if given_object:
+        probabilities = probabilities[..., :-1]
     own = jnp.take_along_axis(probabilities, human.labels[..., None], axis=-1)[..., 0]
+    if given_object or balance is not None:
+        own /= jnp.maximum(probabilities.sum(-1), TINY)
     return jnp.where(human.valid, own, 0)
 
 
-def background(model: Detector, teacher: Params, view: TeacherView) -> BackgroundWeight:
-    """Returns a function of (stage, RoIs in the strong view): the teacher's background probability.
+def classes_of(model: Detector, teacher: Params, view: TeacherView, boxes: Array) -> Array:
+    """Returns the teacher's probabilities [B, N, classes], given that each box is an object."""
+    chances = bind(model, teacher).score_boxes(view.pyramid, view.size, boxes)[..., :-1]
+    return chances / jnp.maximum(chances.sum(-1, keepdims=True), TINY)
+
+
+def weigh_background(model: Detector, teacher: Params, view: TeacherView) -> Say:
+    """Returns what says of RoIs in the strong view how much they look like background.
 
     In Cascade R-CNN each stage of the student is answered by the same stage of the teacher.
     """
 
-    def weight(stage: int, rois: Array) -> Array:
+    def of_rois(stage: int, rois: Array) -> Opinion:
         boxes, _ = box_ops.transform(rois, view.to_weak, view.size)
         probabilities = bind(model, teacher).score_boxes(view.pyramid, view.size, boxes, stage)
-        return jax.lax.stop_gradient(probabilities[..., -1])
+        return Opinion(jax.lax.stop_gradient(probabilities))
 
-    return weight
+    return of_rois
+
+
+def soften_labels(
+    model: Detector,
+    teacher: Params,
+    view: TeacherView,
+    size: Array,
+    label_share: float,
+    doubted: Targets,
+) -> Say:
+    """Beyond the paper: returns what has its say in the targets of RoIs in the strong view.
+
+    The soft bootstrapping of Reed et al. (arXiv 1412.6596, eq. 6), for boxes as well as for
+    classes: labels have a share in the targets, and the teacher the rest. RoIs that overlap a human
+    box that was left out are the teacher's alone: they are neither that object nor background.
+
+    Args:
+      model: the detector.
+      teacher: its parameters.
+      view: what `see` returned.
+      size: [B, 2] int32 height and width of the strong view.
+      label_share: of the labels.
+      doubted: human boxes in pixels of the strong view; valid where they were left out.
+    """
+
+    def of_rois(stage: int, rois: Array) -> Opinion:
+        boxes, _ = box_ops.transform(rois, view.to_weak, view.size)
+        probabilities, drawn = bind(model, teacher).rate_boxes(
+            view.pyramid, view.size, boxes, stage
+        )
+        # What the teacher moves, and not where: a box that is turned there and back is smaller.
+        before, _ = box_ops.transform(boxes, view.to_strong, size)
+        after, _ = box_ops.transform(drawn, view.to_strong, size)
+        near = (box_ops.iou(rois, doubted.boxes) >= SAME) & doubted.valid[..., None, :]
+        share = jnp.where(near.any(-1), 0, label_share)
+        opinion = Opinion(probabilities, rois + after - before, share)
+        return jax.lax.stop_gradient(opinion)
+
+    return of_rois
 
 
 def _between(source: Array, target: Array) -> Array:

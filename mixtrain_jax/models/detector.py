@@ -18,7 +18,7 @@ from ml_collections import FrozenConfigDict
 from mixtrain_jax.models import rpn
 from mixtrain_jax.models.backbones import build_backbone
 from mixtrain_jax.models.fpn import FPN
-from mixtrain_jax.models.roi_heads import BackgroundWeight, RoIHead, StageRecord
+from mixtrain_jax.models.roi_heads import RoIHead, Say, StageRecord
 from mixtrain_jax.models.rpn import Proposals, Pyramid
 from mixtrain_jax.types import Array, Detections, Params, Targets
 
@@ -79,9 +79,11 @@ class Detector(nn.Module):
         """Returns class probabilities [B, K, classes + 1] of given boxes; see `RoIHead.score`."""
         return self.roi_head.score(pyramid, size, boxes, stage)
 
-    def rate_boxes(self, pyramid: Pyramid, size: Array, boxes: Array) -> tuple[Array, Array]:
+    def rate_boxes(
+        self, pyramid: Pyramid, size: Array, boxes: Array, stage: int | None = None
+    ) -> tuple[Array, Array]:
         """Returns class probabilities of given boxes, and the boxes refined; see `RoIHead.rate`."""
-        return self.roi_head.rate(pyramid, size, boxes)
+        return self.roi_head.rate(pyramid, size, boxes, stage)
 
     def losses(
         self,
@@ -90,7 +92,7 @@ class Detector(nn.Module):
         targets: Targets,
         keys: Array,
         sum_over_devices: Callable[[Any], Any],
-        background_weight: BackgroundWeight | None = None,
+        say: Say | None = None,
     ) -> tuple[dict[str, Array], list[StageRecord]]:
         """Computes every training loss on the features of B images.
 
@@ -101,7 +103,7 @@ class Detector(nn.Module):
           keys: [B] PRNG keys, one an image, for sampling anchors and RoIs.
           sum_over_devices: sums arrays over all devices, so that losses do not depend on how many
             there are.
-          background_weight: the teacher's background probabilities; see `RoIHead.losses`.
+          say: what the teacher says of RoIs; see `RoIHead.losses`.
 
         Returns:
           The losses by name (this device's share; their sum is what to differentiate), and what
@@ -114,7 +116,7 @@ class Detector(nn.Module):
         )
         proposals = rpn.propose(predictions, size, self.config.rpn, training=True)
         more, records = self.roi_head.losses(
-            pyramid, size, proposals, targets, roi_keys, sum_over_devices, background_weight
+            pyramid, size, proposals, targets, roi_keys, sum_over_devices, say
         )
         return found | more, records
 

@@ -22,7 +22,23 @@ from mixtrain_jax.ops import matching, nms
 from mixtrain_jax.ops.roi_align import roi_align
 from mixtrain_jax.types import Array, Detections, Targets
 
-BackgroundWeight = Callable[[int, Array], Array]
+
+class Opinion(NamedTuple):
+    """What a teacher says of RoIs.
+
+    Attributes:
+      probabilities: [B, K, classes + 1] float32, the background last.
+      boxes: [B, K, 4] float32, the RoIs as it refines them; read where there is a `label_share`.
+      label_share: [B, K] float32, how much of a RoI's targets is its label and its true box; the
+        rest is the opinion. None: all of it, and the opinion weighs the RoIs labelled background.
+    """
+
+    probabilities: Array
+    boxes: Array | None = None
+    label_share: Array | None = None
+
+
+Say = Callable[[int, Array], Opinion]  # of (stage, RoIs [B, K, 4])
 
 
 class BoxHead(nn.Module):
@@ -148,16 +164,22 @@ class RoIHead(nn.Module):
             logits, _ = self.predict(stage, pyramid, size, boxes)
         return nn.softmax(logits)
 
-    def rate(self, pyramid: Pyramid, size: Array, boxes: Array) -> tuple[Array, Array]:
-        """Rates given boxes as at test time, and draws them anew.
+    def rate(
+        self, pyramid: Pyramid, size: Array, boxes: Array, stage: int | None = None
+    ) -> tuple[Array, Array]:
+        """Rates given boxes and draws them anew, by one stage or, as at test time, by all.
 
         Returns:
           Class probabilities [B, K, classes + 1] of boxes [B, K, 4], and the boxes [B, K, 4] as the
-          last stage refines them for their best class, clipped to the image.
+          stage (by all: the last one) refines them for their best class, clipped to the image.
         """
-        logits, boxes, deltas = self.run_stages(pyramid, size, boxes)
+        if stage is None:
+            logits, boxes, deltas = self.run_stages(pyramid, size, boxes)
+            stage = self.stages - 1
+        else:
+            logits, deltas = self.predict(stage, pyramid, size, boxes)
         best = logits[..., :-1].argmax(-1)
-        return nn.softmax(logits), self.refine(self.stages - 1, boxes, deltas, best, size)
+        return nn.softmax(logits), self.refine(stage, boxes, deltas, best, size)
 
     def detect(
         self, pyramid: Pyramid, size: Array, proposals: Proposals, scale: Array | None = None
@@ -211,7 +233,7 @@ class RoIHead(nn.Module):
         targets: Targets,
         keys: Array,
         sum_over_devices: Callable[[Any], Any],
-        background_weight: BackgroundWeight | None = None,
+        say: Say | None = None,
     ) -> tuple[dict[str, Array], list[StageRecord]]:
         """Classification and box losses of every stage on freshly matched and sampled RoIs.
 
@@ -227,9 +249,9 @@ class RoIHead(nn.Module):
           targets: the boxes to be found.
           keys: [B] PRNG keys, one an image, for sampling RoIs.
           sum_over_devices: sums arrays over all devices.
-          background_weight: maps (stage, RoIs [B, K, 4]) to the teacher's background probabilities
-            [B, K], which weigh the RoIs labelled background (MixTraining's soft background); None
-            weighs all RoIs 1.
+          say: what the teacher says of RoIs. It weighs the RoIs labelled background by their
+            background probabilities (MixTraining's soft background) or, with a `label_share`, has
+            a part in the targets; all RoIs weigh 1 then, as with None.
 
         Returns:
           The weighted losses by name (this device's share of each), and a record of each stage.
@@ -242,14 +264,19 @@ class RoIHead(nn.Module):
             rois, labels, wanted = sample.rois, sample.labels, sample.wanted
             logits, deltas = self.predict(stage, pyramid, size, rois)
             weights = sample.valid.astype(jnp.float32)
-            if background_weight is not None:
+            goal = jax.nn.one_hot(labels, self.num_classes + 1)
+            opinion = say(stage, rois) if say is not None else None
+            if opinion is not None and opinion.label_share is not None:
+                stds = tuple(self.config.delta_stds[stage])
+                goal, wanted = _soften(goal, wanted, rois, opinion, stds)
+            elif opinion is not None:
                 background = sample.valid & (labels == self.num_classes)
-                weights = jnp.where(background, background_weight(stage, rois), weights)
+                weights = jnp.where(background, opinion.probabilities[..., -1], weights)
                 sampled, weight = sum_over_devices((sample.valid.sum(), weights.sum()))
                 weights *= sampled / jnp.maximum(weight, 1)
             weights = jax.lax.stop_gradient(weights)
 
-            entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            entropy = optax.softmax_cross_entropy(logits, goal)
             weighted = sum_over_devices((weights > 0).sum())
             class_loss = (weights * entropy).sum() / jnp.maximum(weighted, 1)
             if not self.config.class_agnostic:
@@ -329,6 +356,17 @@ class _Sampled:
     positive: Array  # [B, K]
     valid: Array  # [B, K]
     index: Array  # [B, K] into true boxes, then candidates
+
+
+def _soften(
+    goal: Array, wanted: Array, rois: Array, opinion: Opinion, stds: tuple[float, ...]
+) -> tuple[Array, Array]:
+    """Mixes the targets of RoIs, classes and deltas, with what the teacher says of them."""
+    assert opinion.boxes is not None and opinion.label_share is not None
+    share = opinion.label_share[..., None]
+    goal = share * goal + (1 - share) * opinion.probabilities
+    wanted = share * wanted + (1 - share) * box_ops.encode(rois, opinion.boxes, stds)
+    return jax.lax.stop_gradient((goal, wanted))
 
 
 def _smooth_l1(difference: Array, beta: float) -> Array:

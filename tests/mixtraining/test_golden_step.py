@@ -193,7 +193,7 @@ def test_pseudo_boxes_and_targets_are_the_same(teacher_output):
 def learn(model, weights, look):
     """Losses, RoI records and gradients of the student on the released targets and proposals."""
     limits = golden.facts()["thresholds"]
-    background_weight = teaching.background(model, weights[1], look)
+    say = teaching.weigh_background(model, weights[1], look)
     boxes, valid = golden.padded("unsup{}_target_bboxes", (0, 1), 32)
     labels, _ = golden.padded("unsup{}_target_labels", (0, 1), 32)
     images, sizes = golden.images(NORMAL + STRONG)
@@ -209,7 +209,7 @@ def learn(model, weights, look):
             out = []
             for rows, targets, weight in (
                 (slice(0, 2), human_boxes(NORMAL), None),
-                (slice(2, 4), Targets(boxes, labels, valid), background_weight),
+                (slice(2, 4), Targets(boxes, labels, valid), say),
             ):
                 own = rpn.Predictions(
                     predictions.logits[rows], predictions.deltas[rows], predictions.shapes

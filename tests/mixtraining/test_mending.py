@@ -1,5 +1,7 @@
 """The switches beyond the paper, with a detector that says what the test wants."""
 
+from types import SimpleNamespace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,7 +9,9 @@ import pytest
 from mixtrain_jax.config import recipes
 from mixtrain_jax.mixtraining import mending
 from mixtrain_jax.mixtraining import teacher as teaching
-from mixtrain_jax.types import Batch, Detections, View
+from mixtrain_jax.types import Batch, Detections, Targets, View
+
+STANDARD = mending.Standard(jnp.float32(0.4), None)
 
 
 def one(x):
@@ -65,6 +69,9 @@ class Stub:
     def score_boxes(self, pyramid, size, boxes, stage=None):
         return self.found["probabilities"]
 
+    def rate_boxes(self, pyramid, size, boxes, stage=None):
+        return self.found["probabilities"], boxes + self.found["moved"]
+
 
 @pytest.fixture
 def detector(monkeypatch):
@@ -95,6 +102,61 @@ def test_threshold_is_the_constant_or_where_the_mirrored_view_agrees(detector):
     assert least_score(config(auto_agreement=0.1), human) == 1
     both = config(auto_agreement=0.1, mend_normal=True)  # nine in each half are enough
     assert least_score(both, human, human) < 1
+
+
+def test_threshold_by_count_finds_at_most_a_share_of_what_people_drew(detector):
+    scores = [0.955 - 0.05 * n for n in range(15)]
+    detector["upright"] = detections([[0, 0, 4, 4]] * 15, [0] * 15, scores)
+    human = view([[0, 0, 4, 4]] * 4, [0] * 4)  # overlapped or not, and whatever is found
+    for count, found in ((0.5, 2), (0.7, 2), (1.0, 4), (2.0, 8), (10.0, 15)):
+        least = least_score(config(auto_count=count), human)
+        assert sum(score > least for score in scores) == found
+    both = least_score(config(auto_count=0.5, mend_normal=True), human, view([], []))
+    assert both == pytest.approx(0.91)  # what the first half finds, the other finds too
+    assert least_score(config(auto_count=0.5), view([], [])) == 0.96
+
+
+def test_threshold_by_count_is_of_balanced_scores(detector):
+    detector["upright"] = detections([[0, 0, 4, 4]] * 2, [0, 1], [0.5, 0.4])
+    batch = Batch(None, view([[0, 0, 4, 4]], [0]), None)
+    least = mending.least_score(
+        None, None, batch, config(auto_count=1.0), one, jnp.array([0.5, 2.0])
+    )
+    assert least == np.float32(0.25)
+    found, _ = teaching.find(
+        None, None, teaching.TeacherView((jnp.ones((1, 1, 1, 1)),), *[None] * 3), least,
+        jnp.array([0.5, 2.0]),
+    )  # fmt: skip
+    np.testing.assert_allclose(found.scores[0], [0.25, 0.8])
+    np.testing.assert_array_equal(found.valid[0], [False, True])
+
+
+def test_classes_are_balanced_by_what_people_say_of_the_same_boxes(detector):
+    detector["probabilities"] = jnp.array([[[0.6, 0.2, 0.2], [0.1, 0.1, 0.8], [0.9, 0.1, 0.0]]])
+    human = view([[0, 0, 9, 9], [20, 20, 30, 30], [0, 0, 0, 0]], [1, 1, 0])
+    human = human.replace(valid=jnp.array([[True, True, False]]))
+    model = SimpleNamespace(num_classes=2)
+    balance = mending.class_balance(model, None, Batch(human, human, None), one)
+    said = 1 + 2 * np.array([0.75 + 0.5, 0.25 + 0.5])  # either view, given that there is an object
+    np.testing.assert_allclose(balance, np.array([1, 1 + 4]) / said, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("given_object", "balance", "expected"),
+    [
+        (False, None, [0.6, 0.1]),
+        (True, None, [0.75, 0.5]),
+        (False, [0.5, 2.0], [0.3 / 0.9, 0.2 / 1.05]),
+        (True, [0.5, 2.0], [0.3 / 0.7, 0.2 / 0.25]),
+    ],
+)
+def test_ratings(detector, given_object, balance, expected):
+    detector["probabilities"] = jnp.array([[[0.6, 0.2, 0.2], [0.1, 0.1, 0.8], [0.5, 0.5, 0.0]]])
+    human = Targets(jnp.zeros((1, 3, 4)), jnp.array([[0, 1, 0]]), jnp.array([[True, True, False]]))
+    balance = None if balance is None else jnp.array(balance)
+    seen = seen_from(np.eye(3))
+    rated = teaching.rate(None, None, seen, human, given_object=given_object, balance=balance)
+    np.testing.assert_allclose(rated[0], [*expected, 0], rtol=1e-6)
 
 
 def test_agrees_keeps_what_the_mirrored_view_has_too(detector):
@@ -136,8 +198,8 @@ def test_the_normal_half_is_mended_as_the_mixed_half_is(detector, fields, kept, 
     )
     detector["probabilities"] = jnp.array([[[0.7, 0.2, 0.1], [0.8, 0.1, 0.1]]])
     method = config(mend_normal=True, **fields)
-    targets, weight, told = mending.normal_half(None, None, human, 0.4, method, one)
-    assert weight is None
+    targets, say, told = mending.normal_half(None, None, human, STANDARD, method, one)
+    assert say is None
     np.testing.assert_array_equal(targets.valid[0], [*kept, replaced_by, True, False])
     np.testing.assert_array_equal(targets.boxes[0, :2], human.boxes[0])
     np.testing.assert_array_equal(targets.labels[0, :2], human.labels[0])
@@ -147,8 +209,62 @@ def test_the_normal_half_is_mended_as_the_mixed_half_is(detector, fields, kept, 
     assert told["boxes/replaced_normal"] == told["boxes/mending_normal"] == replaced_by
 
 
+def seen_from(matrix, size=(64, 40)):
+    """A teacher's view of which the student's is the view by the matrix."""
+    there = jnp.asarray(matrix, jnp.float32)[None]
+    size = jnp.array([size])
+    return teaching.TeacherView((jnp.ones((1, 1, 1, 1)),), size, there, jnp.linalg.inv(there))
+
+
+def test_soft_labels_are_what_the_teacher_says_of_the_same_place(detector):
+    """In a view that is mirrored and twice as large, where its boxes move the other way."""
+    detector["probabilities"] = jnp.array([[[0.7, 0.2, 0.1], [0.3, 0.1, 0.6]]])
+    detector["moved"] = jnp.array([1.0, 2.0, 3.0, 4.0])
+    seen = seen_from([[-2, 0, 80], [0, 2, 0], [0, 0, 1]])
+    size = jnp.array([[128, 80]])
+    human = Targets(
+        jnp.array([[[12.0, 10.0, 32.0, 30.0], [50.0, 50.0, 60.0, 60.0]]]),
+        jnp.array([[0, 1]]),
+        jnp.ones((1, 2), bool),
+    )
+    rois = jnp.array([[[10.0, 10.0, 30.0, 30.0], [50.0, 50.0, 60.0, 60.0]]])
+    for left_out, share in (([True, False], [0, 0.25]), ([False, False], [0.25, 0.25])):
+        say = mending.opinion(
+            None, None, seen, human, jnp.array([left_out]), size, config(label_share=0.25)
+        )
+        opinion = say(0, rois)
+        np.testing.assert_array_equal(opinion.probabilities, detector["probabilities"])
+        np.testing.assert_allclose(opinion.boxes - rois, [[[-6, 4, -2, 8]] * 2], atol=1e-4)
+        np.testing.assert_allclose(opinion.label_share[0], share)
+
+
+def test_turned_views_do_not_make_the_teachers_boxes_smaller(detector):
+    """The box around a turned box's mid-points is smaller; what the teacher moves counts."""
+    detector["probabilities"] = jnp.ones((1, 1, 2))
+    detector["moved"] = 0.0
+    a = np.pi / 9
+    seen = seen_from([[np.cos(a), -np.sin(a), 8], [np.sin(a), np.cos(a), -8], [0, 0, 1]])
+    rois = jnp.array([[[15.0, 15.0, 31.0, 29.0]]])
+    say = teaching.soften_labels(
+        None, None, seen, jnp.array([[64, 40]]), 0.5, Targets(rois, None, jnp.zeros((1, 1), bool))
+    )
+    np.testing.assert_allclose(say(0, rois).boxes, rois, atol=1e-4)
+
+
+def test_without_a_share_the_opinion_is_the_soft_background(detector):
+    detector["probabilities"] = jnp.array([[[0.7, 0.2, 0.1]]])
+    human = view([[0, 0, 10, 10]], [0])
+    targets, say, told = mending.normal_half(
+        None, None, human, STANDARD, config(soften_normal=True), one
+    )
+    opinion = say(0, human.boxes)
+    assert opinion.label_share is None and opinion.boxes is None and told == {}
+    np.testing.assert_array_equal(opinion.probabilities, detector["probabilities"])
+    np.testing.assert_array_equal(targets.valid, human.valid)
+
+
 def test_switched_off_the_normal_half_is_the_human_boxes():
     human = view([[0, 0, 10, 10]], [0])
-    targets, weight, told = mending.normal_half(None, None, human, 0.4, config(), one)
-    assert weight is None and told == {}
+    targets, say, told = mending.normal_half(None, None, human, STANDARD, config(), one)
+    assert say is None and told == {}
     np.testing.assert_array_equal(targets.boxes, human.boxes)

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from mixtrain_jax.mixtraining import step as steps
+from mixtrain_jax.models.roi_heads import Opinion
 from mixtrain_jax.types import Targets
 from tests.mixtraining import small
 
@@ -67,11 +68,9 @@ def test_normal_half_ignores_the_mixed_half(world):
 
     @jax.jit
     def gradient(batch):
-        output, background_weight = steps.teach(
-            model, state.teacher, batch.weak, batch.strong, key, method
-        )
+        output, say = steps.teach(model, state.teacher, batch.weak, batch.strong, key, method)
         loss = lambda p: steps.student_loss(  # noqa: E731
-            p, batch, output, background_weight, key, model, method, lambda x: x
+            p, batch, output, say, key, model, method, lambda x: x
         )[0]
         return jax.grad(loss)(state.student)
 
@@ -162,8 +161,13 @@ def test_soft_background_weights(world):
         pyramid = m.features(view.image, view.size)
         targets = Targets(view.boxes, view.labels, view.valid)
         keys = jax.random.split(jax.random.key(0), 2)
-        background_weight = lambda stage, rois: jnp.broadcast_to(chances, rois.shape[:2])  # noqa: E731
-        return m.losses(pyramid, view.size, targets, keys, lambda x: x, background_weight)[1]
+
+        def say(stage, rois):
+            background = jnp.broadcast_to(chances, rois.shape[:2])[..., None]
+            classes = jnp.repeat((1 - background) / small.CLASSES, small.CLASSES, axis=-1)
+            return Opinion(jnp.concatenate([classes, background], axis=-1))
+
+        return m.losses(pyramid, view.size, targets, keys, lambda x: x, say)[1]
 
     (record,) = jax.jit(lambda p: model.apply({"params": p}, method=records))(state.student)
     background = np.asarray(record.labels) == small.CLASSES
@@ -182,6 +186,11 @@ from tests.mixtraining import small
 
 plain = sys.argv[2] == "plain"
 config = small.config(mixtraining__enabled=not plain)
+if sys.argv[2] == "soft":
+    config.mixtraining.update(
+        label_share=0.3, soften_normal=True, mend_normal=True, auto_count=0.5,
+        rate_given_object=True, balance_classes=True, normal_gt_score_threshold=0.3,
+    )
 model, optimizer, state = small.build(config)
 step = parallel.map_step(small.step_of(config, model, optimizer, parallel.sum_over_devices))
 state = parallel.replicate(state)
@@ -198,7 +207,7 @@ print(jax.device_count())
 
 
 @pytest.mark.multidevice
-@pytest.mark.parametrize("kind", ["plain", "mixed"])
+@pytest.mark.parametrize("kind", ["plain", "mixed", "soft"])
 def test_any_number_of_devices_takes_the_same_steps(on_devices, tmp_path, kind):
     found = {}
     for count in (1, 2, 8):

@@ -76,10 +76,13 @@ class Detector:
     def score_boxes(self, pyramid, size, boxes, stage=None):
         return jnp.full((*boxes.shape[:2], 3), 1 / 3)
 
-    def losses(self, levels, size, targets, keys, sum_over_devices, weight=None):
+    def rate_boxes(self, pyramid, size, boxes, stage=None):
+        return self.score_boxes(pyramid, size, boxes, stage), boxes + 1
+
+    def losses(self, levels, size, targets, keys, sum_over_devices, say=None):
         self.note(
             "losses",
-            value=float(levels[0].max()), targets=targets, weight=weight, keys=keys,
+            value=float(levels[0].max()), targets=targets, say=say, keys=keys,
         )  # fmt: skip
         return {"class": self.params["w"] * levels[0].max()}, []
 
@@ -95,7 +98,7 @@ def look(monkeypatch):
                 module, "bind", lambda model, params: Detector(params, calls, mirrored)
             )
         config = recipes.base().mixtraining
-        config.update(gt_score_threshold=0.0, pseudo_score_threshold=0.5, **fields)
+        config.update({"gt_score_threshold": 0.0, "pseudo_score_threshold": 0.5, **fields})
         out = stepping.gradients(
             STUDENT, TEACHER, BATCH, jax.random.key(0), model=None, config=config,
             sum_over_devices=one,
@@ -116,12 +119,14 @@ def test_the_student_learns_the_mixed_targets_and_the_teacher_makes_them(look):
     normal, mixed = losses(calls)
     assert (normal["value"], mixed["value"]) == (NORMAL, STRONG)
     np.testing.assert_array_equal(normal["targets"].boxes, BATCH.normal.boxes)
-    assert normal["weight"] is None
+    assert normal["say"] is None
     jax.tree.map(np.testing.assert_array_equal, mixed["targets"], output.targets)
     assert mixed["targets"].valid.tolist() == [[True, True]]  # the human box, and the found one
     np.testing.assert_array_equal(mixed["targets"].boxes[0, 1], FOUND)
     rois = jnp.zeros((1, 2, 4))
-    np.testing.assert_allclose(mixed["weight"](0, rois), np.full((1, 2), 1 / 3), rtol=1e-6)
+    said = mixed["say"](0, rois)
+    np.testing.assert_allclose(said.probabilities, np.full((1, 2, 3), 1 / 3), rtol=1e-6)
+    assert said.label_share is None
     assert float(metrics["loss"]) == float(grads["w"]) == NORMAL + 3 * STRONG
 
 
@@ -133,9 +138,9 @@ def test_plain_training_asks_no_teacher(monkeypatch, look):
     assert float(grads["w"]) == NORMAL
 
 
-def test_without_the_soft_background_all_rois_weigh_the_same(look):
+def test_without_the_soft_background_the_teacher_has_no_say(look):
     calls, _ = look(soft_background=False)
-    assert [what["weight"] for what in losses(calls)] == [None, None]
+    assert [what["say"] for what in losses(calls)] == [None, None]
 
 
 def test_the_normal_half_is_trained_on_its_mended_targets(look):
@@ -143,13 +148,30 @@ def test_the_normal_half_is_trained_on_its_mended_targets(look):
     normal, _ = losses(calls)
     assert normal["targets"].valid.tolist() == [[True, True]]
     np.testing.assert_array_equal(normal["targets"].boxes[0, 1], FOUND)
-    assert metrics["boxes/missing_normal"] == 1 and normal["weight"] is None
+    assert metrics["boxes/missing_normal"] == 1 and normal["say"] is None
 
 
 def test_the_normal_half_may_have_a_soft_background_too(look):
     calls, _ = look(soften_normal=True)
     normal, _ = losses(calls)
-    np.testing.assert_allclose(normal["weight"](0, jnp.zeros((1, 2, 4))), 1 / 3, rtol=1e-6)
+    said = normal["say"](0, jnp.zeros((1, 2, 4)))
+    np.testing.assert_allclose(said.probabilities, 1 / 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("soften_normal", [False, True])
+def test_labels_are_soft_in_the_halves_whose_background_is(look, soften_normal):
+    """Human boxes that are left out are there in the student's own view."""
+    calls, _ = look(soften_normal=soften_normal, mend_normal=True, label_share=0.25,
+                    normal_gt_score_threshold=0.5, pseudo_score_threshold=1.0)  # fmt: skip
+    normal, mixed = losses(calls)
+    boxes = jnp.concatenate([BATCH.normal.boxes, BATCH.strong.boxes], axis=1)
+    said = mixed["say"](0, boxes)
+    np.testing.assert_allclose(said.label_share, [[0.25, 0.25]])
+    np.testing.assert_allclose(said.boxes, boxes + 1, atol=1e-4)
+    assert (normal["say"] is not None) == soften_normal
+    if soften_normal:  # there the human box, rated 1/3, is no target
+        assert normal["targets"].valid.tolist() == [[False, False]]
+        np.testing.assert_allclose(normal["say"](0, boxes).label_share, [[0, 0.25]])
 
 
 @pytest.mark.parametrize("half", ["mixed", "normal"])

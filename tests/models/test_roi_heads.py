@@ -11,7 +11,7 @@ from ml_collections import FrozenConfigDict
 
 from mixtrain_jax.config import recipes
 from mixtrain_jax.models import roi_heads
-from mixtrain_jax.models.roi_heads import BoxHead, RoIHead
+from mixtrain_jax.models.roi_heads import BoxHead, Opinion, RoIHead
 from mixtrain_jax.models.rpn import Proposals
 from mixtrain_jax.types import Targets
 
@@ -71,15 +71,22 @@ def decoded(roi, deltas):
     return np.clip([x - w / 2, y - h / 2, x + w / 2, y + h / 2], 0, 100)
 
 
-def test_losses_are_those_of_a_loop(given):
-    head, beta, of = given
-    weight = np.array([0, 0, 0.25, 0, 0])  # of the one that is background
+def losses(head, opinion):
+    """What the head has as losses and as record where the teacher says `opinion` of its RoIs."""
     proposals = Proposals(jnp.zeros((1, 1, 4)), jnp.zeros((1, 1)), jnp.ones((1, 1), bool))
     targets = Targets(jnp.zeros((1, 0, 4)), jnp.zeros((1, 0), int), jnp.zeros((1, 0), bool))
     found, (record,) = head.apply(
         {}, (), SIZE, proposals, targets, jax.random.split(jax.random.key(0), 1), lambda x: x,
-        lambda stage, rois: jnp.array(weight)[None], method="losses",
+        lambda stage, rois: opinion, method="losses",
     )  # fmt: skip
+    return found, record
+
+
+def test_losses_are_those_of_a_loop(given):
+    head, beta, of = given
+    background = np.array([0.9, 0.9, 0.25, 0.9, 0.9])  # asked for where the label is background
+    opinion = Opinion(jnp.stack([1 - background, *np.zeros((2, 5)), background], axis=-1)[None])
+    found, record = losses(head, opinion)
     weights = [1.0, 1.0, 0.25, 1.0, 0.0]
     weights = [w * 4 / sum(weights) for w in weights]  # their mean over the sampled RoIs is 1
     entropy = box = 0.0
@@ -94,6 +101,34 @@ def test_losses_are_those_of_a_loop(given):
     assert float(found["stage0_boxes"]) == pytest.approx(box / 4, rel=1e-5)
     best = of["logits"].argmax(1)
     assert record.correct[0].tolist() == ((best == of["labels"]) & of["valid"]).tolist()
+
+
+def test_soft_labels_are_those_of_a_loop(given):
+    head, beta, of = given
+    rng = np.random.default_rng(4)
+    said = rng.dirichlet(np.ones(CLASSES + 1), ROIS)
+    drawn = of["rois"] + rng.uniform(-3, 3, (ROIS, 4))
+    share = np.array([1.0, 0.3, 0.3, 0.0, 0.3])
+    opinion = Opinion(*(jnp.array(part)[None] for part in (said, drawn, share)))
+    found, record = losses(head, opinion)
+    entropy = box = 0.0
+    for k in np.flatnonzero(of["valid"]):
+        chances = np.exp(of["logits"][k]) / np.exp(of["logits"][k]).sum()
+        label = of["labels"][k]
+        entropy -= share[k] * np.log(chances[label])
+        entropy -= (1 - share[k]) * said[k] @ np.log(chances)
+        if label < CLASSES:
+            x1, y1, x2, y2 = of["rois"][k]
+            a1, b1, a2, b2 = drawn[k]
+            deltas = [(a1 + a2 - x1 - x2) / 2 / (x2 - x1), (b1 + b2 - y1 - y2) / 2 / (y2 - y1),
+                      np.log((a2 - a1) / (x2 - x1)), np.log((b2 - b1) / (y2 - y1))]  # fmt: skip
+            for i in range(4):
+                wanted = share[k] * of["wanted"][k][i] + (1 - share[k]) * deltas[i] / STDS[i]
+                far = abs(of["deltas"][k, label, i] - wanted)
+                box += far if not beta else (far**2 / 2 if far < 1 else far - 0.5)
+    assert float(found["stage0_class"]) == pytest.approx(entropy / 4, rel=1e-5)
+    assert float(found["stage0_boxes"]) == pytest.approx(box / 4, rel=1e-4)
+    np.testing.assert_array_equal(record.weights[0], of["valid"])
 
 
 def test_refined_and_detected_boxes_are_their_classes(given):

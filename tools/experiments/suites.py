@@ -83,6 +83,19 @@ FULL_MENDED = Arm(
     },
     after="plain",
 )
+# Where most labels are wrong, and the teacher learns from them.
+SOFT = {
+    "label_share": "0.3",
+    "soften_normal": "true",
+    "mend_normal": "true",
+    "rate_given_object": "true",
+    "balance_classes": "true",
+    "gt_score_threshold": "0.25",
+    "normal_gt_score_threshold": "0.25",
+    "replace_score_threshold": "0.25",
+    "auto_count": "0.3",
+}
+FULL_SOFT = Arm("full_soft", flags={**OFF, **ALL, **SOFT}, after="plain")
 REPAIRED = Arm("plain_repaired_labels", "plain", labels="repaired")
 CEILING = Arm("plain_clean_labels", "plain", labels="clean")
 STRONG = (Arm("plain_strong", "strong"), Arm("plain_random", "random"))
@@ -93,6 +106,7 @@ ABLATION = tuple(
 
 # The generated images, few enough to be learned by heart.
 OVERFIT = {
+    "data.augment.cutout_ratios": "(0.05,0.1,0.15,0.2)",  # larger ones hide whole objects here
     "steps": "2400",
     "data.train.scale": "(160,128,160)",
     "data.train.buckets": "((160,160),)",
@@ -102,7 +116,7 @@ OVERFIT = {
     "checkpoint.keep": "7",
 }
 NOISY_ARMS = (
-    PLAIN, *STRONG, MISSING_ONLY, FULL_AUTO, MENDED, FULL_MENDED, CEILING, REPAIRED
+    PLAIN, *STRONG, MISSING_ONLY, FULL_AUTO, FULL_MENDED, FULL_SOFT, CEILING, REPAIRED
 )  # fmt: skip
 
 
