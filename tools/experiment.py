@@ -92,12 +92,14 @@ class Experiment:
     def measure(
         self, arm: Arm, asked: ConfigDict, seed: int, workdir: pathlib.Path
     ) -> dict[str, Any]:
-        """Returns the figures of a finished run: of each checkpoint, and of its teacher."""
+        """Returns the figures of a finished run: of its own checkpoints, and of its teacher."""
         if seed not in self._judges:  # each compiles detection once
             self._judges[seed] = judging.Judge(asked, self.labels(seed))
         judge = self._judges[seed]
-        steps = [step for step in judging.steps_of(workdir) if step > self.suite.start_step]
-        curve = [{"step": step, **judge.score(workdir, "student", step)} for step in steps]
+        kept = judging.steps_of(workdir)
+        steps = [step for step in kept if step > self.suite.start_step]
+        own = steps if arm.after else kept  # where plain training was at its best is a figure too
+        curve = [{"step": step, **judge.score(workdir, "student", step)} for step in own]
         figures: dict[str, Any] = {
             "student": curve[-1],
             "teacher": judge.score(workdir, "teacher", steps[-1]),
