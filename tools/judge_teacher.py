@@ -183,9 +183,9 @@ def judge(asked: ConfigDict, checkpoint_path: str, clean_path: str, images: int)
     def teach(batch: Batch) -> stepping.TeacherOutput:
         batch = pixels.normalise(batch, config.data.mean, config.data.std)
         assert batch.weak is not None and batch.strong is not None  # as start_step is 0
-        standard = mending.standard(model, params, batch, method, lambda counts: counts)
+        criteria = mending.criteria(model, params, batch, method, lambda counts: counts)
         key = jax.random.key(0)
-        return stepping.teach(model, params, batch.weak, batch.strong, key, method, standard)[0]
+        return stepping.teach(model, params, batch.weak, batch.strong, key, method, criteria)[0]
 
     stream = batches.train_batches(
         dataset,

@@ -52,6 +52,11 @@ def resolve(
         result.data.train.buckets = buckets.for_training(
             train.sizes, config.data.train, result.steps
         )
+        if config.mixtraining.rate_given_object and result.model.num_classes == 1:
+            raise UserError(
+                "config.mixtraining.rate_given_object: of one class all boxes are rated 1; "
+                "leave it False"
+            )
         halves = 2 if config.mixtraining.enabled else 1
         check_batch_size("batch_size", config.batch_size, devices, halves * config.accumulate)
     if result.steps is not None:

@@ -26,7 +26,7 @@ LEVELS = 100  # of the scores among which a threshold is looked for
 FEWEST = 10  # detections it takes to judge a level
 
 
-class Standard(NamedTuple):
+class Criteria(NamedTuple):
     """By what a step judges the teacher's boxes and the human ones; the same on all devices.
 
     Attributes:
@@ -39,10 +39,10 @@ class Standard(NamedTuple):
     balance: Array | None
 
 
-def standard(
+def criteria(
     model: Detector, teacher: Params, batch: Batch, config: Any, sum_over_devices: Sum
-) -> Standard:
-    """Finds out by what this step judges.
+) -> Criteria:
+    """Returns what this step judges by.
 
     Args:
       model: the detector.
@@ -54,16 +54,23 @@ def standard(
     balance = None
     if config.balance_classes:
         balance = class_balance(model, teacher, batch, sum_over_devices)
-    return Standard(least_score(model, teacher, batch, config, sum_over_devices, balance), balance)
+    return Criteria(least_score(model, teacher, batch, config, sum_over_devices, balance), balance)
 
 
 def class_balance(model: Detector, teacher: Params, batch: Batch, sum_over_devices: Sum) -> Array:
     """How much more often each class [classes] is labelled in this step than the teacher says.
 
     What it says of the human boxes is asked as if each held an object. One box more is counted of
-    every class on either side, so that the ratio is near 1 where there are few. A teacher that
-    learns from its own judgement would else forget the classes it is least sure of (distribution
-    alignment, Berthelot et al., arXiv 1911.09785, section 3.1).
+    every class on either side, so that the ratio is finite. It is of this step's boxes alone, so a
+    rare class has ratios far from 1. A teacher that learns from its own judgement can else forget
+    the classes it is least sure of (distribution alignment, Berthelot et al., arXiv 1911.09785,
+    section 3.2.1, there over many batches).
+
+    Args:
+      model: the detector.
+      teacher: its parameters.
+      batch: this device's images, with a mixed half.
+      sum_over_devices: sums arrays over all devices.
     """
     labelled, said = jnp.ones(model.num_classes), jnp.ones(model.num_classes)
     for view in (batch.weak, batch.normal):
@@ -127,40 +134,40 @@ def least_score(
     return jnp.min(jnp.where(good, levels, 1.0))
 
 
-def opinion(
+def teachers_say(
     model: Detector,
     teacher: Params,
     seen: teaching.TeacherView,
     human: Targets,
     left_out: Array,
+    targets: Targets,
     size: Array,
     config: Any,
 ) -> Say:
-    """What has its say in the student's loss: a soft background, or soft labels.
-
-    Soft labels where `label_share` is below 1. They go on where hard targets end: no threshold is
-    right while a teacher that learns from wrong labels is unsure of every object.
+    """Returns what has its say in the student's loss: a soft background or, with `label_share`
+    below 1, soft labels.
 
     Args:
       model: the detector.
       teacher: its parameters.
       seen: the teacher's view.
       human: human boxes in pixels of the student's view.
-      left_out: [B, N] bool, those that are no targets.
+      left_out: [B, N] bool, those that are no targets and that nothing replaced.
+      targets: [B, M] what the student is to find, in the same pixels.
       size: [B, 2] int32 height and width of the student's view.
       config: `config.mixtraining`.
     """
     if config.label_share == 1:
         return teaching.weigh_background(model, teacher, seen)
-    doubted = Targets(human.boxes, human.labels, left_out)
-    return teaching.soften_labels(model, teacher, seen, size, config.label_share, doubted)
+    others = Targets(human.boxes, human.labels, left_out)
+    return teaching.soften_labels(model, teacher, seen, size, config.label_share, targets, others)
 
 
 def normal_half(
     model: Detector,
     teacher: Params,
     view: View,
-    standard: Standard,
+    criteria: Criteria,
     config: Any,
     sum_over_devices: Sum,
 ) -> tuple[Targets, Say | None, dict[str, Array]]:
@@ -174,7 +181,7 @@ def normal_half(
       model: the detector.
       teacher: its parameters.
       view: the normal half.
-      standard: by which it is done.
+      criteria: by which it is done.
       config: `config.mixtraining`.
       sum_over_devices: sums arrays over all devices.
 
@@ -187,22 +194,25 @@ def normal_half(
     seen = teaching.see(model, teacher, view, view)
     if not config.mend_normal:
         nothing = jnp.zeros_like(human.valid)
-        return human, opinion(model, teacher, seen, human, nothing, view.size, config), {}
-    found, _ = teaching.find(model, teacher, seen, *standard)
+        soft = teachers_say(model, teacher, seen, human, nothing, human, view.size, config)
+        return human, soft, {}
+    found, _ = teaching.find(model, teacher, seen, criteria.least_score, criteria.balance)
     valid = found.valid
     if config.must_agree:
         valid = teaching.agrees(model, teacher, view, found, config.agreement_iou)
     pseudo = Targets(found.boxes, found.labels, valid)
     ratings = teaching.rate(
         model, teacher, seen, human,
-        given_object=config.rate_given_object, balance=standard.balance,
+        given_object=config.rate_given_object, balance=criteria.balance,
     )  # fmt: skip
     combined, assignment = mixing.combine(
         human, ratings, pseudo, config, config.normal_gt_score_threshold
     )
-    say = None
+    say: Say | None = None
     if config.soften_normal:
-        say = opinion(model, teacher, seen, human, assignment.dropped, view.size, config)
+        say = teachers_say(
+            model, teacher, seen, human, assignment.dropped, combined, view.size, config
+        )
     images = sum_over_devices(jnp.float32(len(view.image)))
     metrics = {
         f"boxes/{name}_normal": sum_over_devices(mask.sum()) / images

@@ -73,17 +73,17 @@ def gradients(
     human = Targets(batch.normal.boxes, batch.normal.labels, batch.normal.valid)
     normal: tuple[Targets, Say | None] = (human, None)
     if batch.weak is not None and batch.strong is not None:
-        standard = mending.standard(model, teacher, batch, config, sum_over_devices)
-        output, say = teach(model, teacher, batch.weak, batch.strong, key, config, standard)
+        criteria = mending.criteria(model, teacher, batch, config, sum_over_devices)
+        output, say = teach(model, teacher, batch.weak, batch.strong, key, config, criteria)
         teacher_metrics = measuring.of_teacher(
             output.human, output.ratings, output.found, output.exact, output.assignment,
             batch.strong, sum_over_devices,
         )  # fmt: skip
         targets, normal_say, more = mending.normal_half(
-            model, teacher, batch.normal, standard, config, sum_over_devices
+            model, teacher, batch.normal, criteria, config, sum_over_devices
         )
         normal = targets, normal_say
-        teacher_metrics |= more | {"teacher/least_score": standard.least_score}
+        teacher_metrics |= more | {"teacher/least_score": criteria.least_score}
     differentiate = jax.value_and_grad(student_loss, has_aux=True)
     (_, metrics), grads = differentiate(
         student, batch, output, say, key, model, config, sum_over_devices, normal
@@ -98,7 +98,7 @@ def teach(
     strong: View,
     key: Array,
     config: Any,
-    standard: mending.Standard | None = None,
+    criteria: mending.Criteria | None = None,
 ) -> tuple[TeacherOutput, Say | None]:
     """The teacher's part: it sees the weak view, and makes mixed targets for the strong view.
 
@@ -109,7 +109,7 @@ def teach(
       strong: the same images as the student sees them.
       key: PRNG key of this step.
       config: `config.mixtraining`.
-      standard: by which it is done; None: the config's threshold, and all classes as they are.
+      criteria: by which it is done; None: the config's threshold, and all classes as they are.
 
     Returns:
       What the teacher made of the images, and what has its say in the student's loss (or None).
@@ -117,8 +117,8 @@ def teach(
     human = Targets(strong.boxes, strong.labels, strong.valid)
     keys = image_keys(jax.random.fold_in(key, 1), weak) if config.teacher_drop_path else None
     view = teaching.see(model, teacher, weak, strong, keys)
-    standard = standard or mending.Standard(jnp.float32(config.pseudo_score_threshold), None)
-    found, exact = teaching.find(model, teacher, view, *standard)
+    criteria = criteria or mending.Criteria(jnp.float32(config.pseudo_score_threshold), None)
+    found, exact = teaching.find(model, teacher, view, criteria.least_score, criteria.balance)
     if config.must_agree:
         agreed = teaching.agrees(model, teacher, weak, found, config.agreement_iou)
         found = Detections(found.boxes, found.scores, found.labels, agreed)
@@ -128,14 +128,16 @@ def teach(
         rated = teaching.back_to_weak(human, view)
     ratings = teaching.rate(
         model, teacher, view, rated,
-        given_object=config.rate_given_object, balance=standard.balance,
+        given_object=config.rate_given_object, balance=criteria.balance,
     )  # fmt: skip
     pseudo = teaching.pseudo_boxes(found, view, strong.size)
     combined, assignment = mixing.combine(human, ratings, pseudo, config)
     output = TeacherOutput(found, human, ratings, combined, assignment, exact)
     say = None
     if config.soft_background:
-        say = mending.opinion(model, teacher, view, human, assignment.dropped, strong.size, config)
+        say = mending.teachers_say(
+            model, teacher, view, human, assignment.dropped, combined, strong.size, config
+        )
     return jax.lax.stop_gradient(output), say
 
 

@@ -1,8 +1,8 @@
 """What the teacher does: it sees the weak view once, and is then asked three things.
 
-Which objects are there, how sure it is of each human box, and how much each RoI looks like
-background. Pure functions of the teacher's parameters and the weak view; nothing here has a
-gradient.
+Which objects are there, how sure it is of each human box, and what it says of the RoIs the student
+learns from: how much they look like background or, beyond the paper, all it makes of them. Pure
+functions of the teacher's parameters and the weak view; nothing here has a gradient.
 """
 
 from typing import NamedTuple
@@ -71,7 +71,8 @@ def find(
       teacher: its parameters.
       view: what `see` returned.
       threshold: of the scores.
-      balance: [classes] float32 by which scores are multiplied first; None: they are as they are.
+      balance: [classes] float32 by which the odds of scores are multiplied first; None: they are
+        as they are.
 
     Returns:
       The detections, and [B] bool, False where the detector had more candidates than it can weigh.
@@ -79,7 +80,10 @@ def find(
     detector = bind(model, teacher)
     proposals = detector.proposals(view.pyramid, view.size)
     found, exact = detector.detect(view.pyramid, view.size, proposals)
-    scores = found.scores if balance is None else found.scores * balance[found.labels]
+    scores = found.scores
+    if balance is not None:
+        weighed = scores * balance[found.labels]
+        scores = weighed / (weighed + 1 - scores)
     above = found.valid & (scores > threshold)
     return Detections(found.boxes, scores, found.labels, above), exact
 
@@ -183,13 +187,15 @@ def soften_labels(
     view: TeacherView,
     size: Array,
     label_share: float,
-    doubted: Targets,
+    targets: Targets,
+    left_out: Targets,
 ) -> Say:
     """Beyond the paper: returns what has its say in the targets of RoIs in the strong view.
 
     The soft bootstrapping of Reed et al. (arXiv 1412.6596, eq. 6), for boxes as well as for
     classes: labels have a share in the targets, and the teacher the rest. RoIs that overlap a human
-    box that was left out are the teacher's alone: they are neither that object nor background.
+    box that was left out more than any target are the teacher's alone: neither that object nor
+    background.
 
     Args:
       model: the detector.
@@ -197,20 +203,24 @@ def soften_labels(
       view: what `see` returned.
       size: [B, 2] int32 height and width of the strong view.
       label_share: of the labels.
-      doubted: human boxes in pixels of the strong view; valid where they were left out.
+      targets: M boxes an image that the student is to find, in pixels of the strong view.
+      left_out: N human boxes an image in the same pixels; valid where they are no targets.
     """
+
+    def nearest(rois: Array, those: Targets) -> Array:
+        overlaps = box_ops.iou(rois, those.boxes) * those.valid[..., None, :]
+        return overlaps.max(-1)
 
     def of_rois(stage: int, rois: Array) -> Opinion:
         boxes, _ = box_ops.transform(rois, view.to_weak, view.size)
         probabilities, drawn = bind(model, teacher).rate_boxes(
             view.pyramid, view.size, boxes, stage
         )
-        # What the teacher moves, and not where: a box that is turned there and back is smaller.
-        before, _ = box_ops.transform(boxes, view.to_strong, size)
-        after, _ = box_ops.transform(drawn, view.to_strong, size)
-        near = (box_ops.iou(rois, doubted.boxes) >= SAME) & doubted.valid[..., None, :]
-        share = jnp.where(near.any(-1), 0, label_share)
-        opinion = Opinion(probabilities, rois + after - before, share)
+        drawn, there = box_ops.transform(drawn, view.to_strong, size)
+        drawn = jnp.where(there[..., None], drawn, rois)
+        overlap = nearest(rois, left_out)
+        alone = (overlap >= SAME) & (overlap > nearest(rois, targets))
+        opinion = Opinion(probabilities, drawn, jnp.where(alone, 0, label_share))
         return jax.lax.stop_gradient(opinion)
 
     return of_rois

@@ -99,3 +99,10 @@ def test_contradictions_are_one_line(changes, options, message):
             devices=8,
             **options,
         )
+
+
+def test_one_class_cannot_be_rated_given_an_object():
+    asked = load.load("faster", {"mixtraining.rate_given_object": "True"})
+    assert resolve(asked, train=dataset()).mixtraining.rate_given_object
+    with pytest.raises(UserError, match="rate_given_object: of one class all boxes are rated 1"):
+        resolve(asked, train=dataset(classes=1))

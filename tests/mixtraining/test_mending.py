@@ -11,7 +11,7 @@ from mixtrain_jax.mixtraining import mending
 from mixtrain_jax.mixtraining import teacher as teaching
 from mixtrain_jax.types import Batch, Detections, Targets, View
 
-STANDARD = mending.Standard(jnp.float32(0.4), None)
+CRITERIA = mending.Criteria(jnp.float32(0.4), None)
 
 
 def one(x):
@@ -70,7 +70,8 @@ class Stub:
         return self.found["probabilities"]
 
     def rate_boxes(self, pyramid, size, boxes, stage=None):
-        return self.found["probabilities"], boxes + self.found["moved"]
+        drawn = self.found["drawn"] if "drawn" in self.found else boxes + self.found["moved"]
+        return self.found["probabilities"], drawn
 
 
 @pytest.fixture
@@ -122,13 +123,26 @@ def test_threshold_by_count_is_of_balanced_scores(detector):
     least = mending.least_score(
         None, None, batch, config(auto_count=1.0), one, jnp.array([0.5, 2.0])
     )
-    assert least == np.float32(0.25)
+    assert least == np.float32(0.34)
     found, _ = teaching.find(
         None, None, teaching.TeacherView((jnp.ones((1, 1, 1, 1)),), *[None] * 3), least,
         jnp.array([0.5, 2.0]),
     )  # fmt: skip
-    np.testing.assert_allclose(found.scores[0], [0.25, 0.8])
+    np.testing.assert_allclose(found.scores[0], [1 / 3, 4 / 7], rtol=1e-6)  # odds of 1/2 and 4/3
     np.testing.assert_array_equal(found.valid[0], [False, True])
+
+
+def test_balanced_scores_are_probabilities(detector):
+    detector["upright"] = detections([[0, 0, 4, 4]] * 3, [0] * 3, [1.0, 0.9, 0.0])
+    seen = teaching.TeacherView((jnp.ones((1, 1, 1, 1)),), *[None] * 3)
+    for balance in (0.1, 1.0, 9.0):
+        found, _ = teaching.find(None, None, seen, 0.0, jnp.array([balance]))
+        odds = 9 * balance
+        np.testing.assert_allclose(found.scores[0], [1, odds / (odds + 1), 0], rtol=1e-6)
+    none = mending.least_score(
+        None, None, Batch(None, view([], []), None), config(auto_count=1.0), one, jnp.array([9.0])
+    )
+    assert not (found.scores > none).any()
 
 
 def test_classes_are_balanced_by_what_people_say_of_the_same_boxes(detector):
@@ -198,7 +212,7 @@ def test_the_normal_half_is_mended_as_the_mixed_half_is(detector, fields, kept, 
     )
     detector["probabilities"] = jnp.array([[[0.7, 0.2, 0.1], [0.8, 0.1, 0.1]]])
     method = config(mend_normal=True, **fields)
-    targets, say, told = mending.normal_half(None, None, human, STANDARD, method, one)
+    targets, say, told = mending.normal_half(None, None, human, CRITERIA, method, one)
     assert say is None
     np.testing.assert_array_equal(targets.valid[0], [*kept, replaced_by, True, False])
     np.testing.assert_array_equal(targets.boxes[0, :2], human.boxes[0])
@@ -228,9 +242,15 @@ def test_soft_labels_are_what_the_teacher_says_of_the_same_place(detector):
         jnp.ones((1, 2), bool),
     )
     rois = jnp.array([[[10.0, 10.0, 30.0, 30.0], [50.0, 50.0, 60.0, 60.0]]])
-    for left_out, share in (([True, False], [0, 0.25]), ([False, False], [0.25, 0.25])):
-        say = mending.opinion(
-            None, None, seen, human, jnp.array([left_out]), size, config(label_share=0.25)
+    nothing = Targets(human.boxes, human.labels, jnp.zeros((1, 2), bool))
+    closer = Targets(rois, human.labels, jnp.ones((1, 2), bool))
+    for left_out, targets, share in (
+        ([True, False], nothing, [0, 0.25]),
+        ([False, False], nothing, [0.25, 0.25]),
+        ([True, True], closer, [0.25, 0.25]),  # the second overlaps both alike
+    ):
+        say = mending.teachers_say(
+            None, None, seen, human, jnp.array([left_out]), targets, size, config(label_share=0.25)
         )
         opinion = say(0, rois)
         np.testing.assert_array_equal(opinion.probabilities, detector["probabilities"])
@@ -238,24 +258,28 @@ def test_soft_labels_are_what_the_teacher_says_of_the_same_place(detector):
         np.testing.assert_allclose(opinion.label_share[0], share)
 
 
-def test_turned_views_do_not_make_the_teachers_boxes_smaller(detector):
-    """The box around a turned box's mid-points is smaller; what the teacher moves counts."""
-    detector["probabilities"] = jnp.ones((1, 1, 2))
-    detector["moved"] = 0.0
+def test_soft_boxes_are_the_teachers_as_pseudo_boxes_are(detector):
+    """In a turned view too, where the RoI it is asked about is smaller than the student's."""
+    detector["probabilities"] = jnp.ones((1, 2, 2))
+    drawn = jnp.array([[[18.0, 17.0, 33.0, 30.0], [-9.0, -9.0, -2.0, -2.0]]])
+    detector["drawn"] = drawn
     a = np.pi / 9
     seen = seen_from([[np.cos(a), -np.sin(a), 8], [np.sin(a), np.cos(a), -8], [0, 0, 1]])
-    rois = jnp.array([[[15.0, 15.0, 31.0, 29.0]]])
-    say = teaching.soften_labels(
-        None, None, seen, jnp.array([[64, 40]]), 0.5, Targets(rois, None, jnp.zeros((1, 1), bool))
-    )
-    np.testing.assert_allclose(say(0, rois).boxes, rois, atol=1e-4)
+    rois = jnp.array([[[15.0, 15.0, 31.0, 29.0], [0.0, 0.0, 9.0, 9.0]]])
+    size, none = jnp.array([[64, 40]]), Targets(rois, None, jnp.zeros((1, 2), bool))
+    boxes = teaching.soften_labels(None, None, seen, size, 0.5, none, none)(0, rois).boxes
+    found = Detections(drawn, None, None, jnp.ones((1, 2), bool))
+    pseudo = teaching.pseudo_boxes(found, seen, size)
+    assert pseudo.valid.tolist() == [[True, False]]
+    np.testing.assert_allclose(boxes[0, 0], pseudo.boxes[0, 0], atol=1e-4)
+    np.testing.assert_array_equal(boxes[0, 1], rois[0, 1])  # what is out of view has no say
 
 
 def test_without_a_share_the_opinion_is_the_soft_background(detector):
     detector["probabilities"] = jnp.array([[[0.7, 0.2, 0.1]]])
     human = view([[0, 0, 10, 10]], [0])
     targets, say, told = mending.normal_half(
-        None, None, human, STANDARD, config(soften_normal=True), one
+        None, None, human, CRITERIA, config(soften_normal=True), one
     )
     opinion = say(0, human.boxes)
     assert opinion.label_share is None and opinion.boxes is None and told == {}
@@ -265,6 +289,6 @@ def test_without_a_share_the_opinion_is_the_soft_background(detector):
 
 def test_switched_off_the_normal_half_is_the_human_boxes():
     human = view([[0, 0, 10, 10]], [0])
-    targets, say, told = mending.normal_half(None, None, human, STANDARD, config(), one)
+    targets, say, told = mending.normal_half(None, None, human, CRITERIA, config(), one)
     assert say is None and told == {}
     np.testing.assert_array_equal(targets.boxes, human.boxes)
