@@ -113,9 +113,9 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"config.{name} is {values[name]!r}: {field.rule.text}")
     if values.get("mixtraining.auto_count") and values.get("mixtraining.auto_agreement"):
         raise UserError("config.mixtraining: set auto_count or auto_agreement, not both")
-    share = values.get("mixtraining.label_share", 1)
-    if share < 1 and not values.get("mixtraining.soft_background", True):
-        raise UserError("config.mixtraining.label_share is below 1: it needs soft_background=True")
+    soft = values.get("mixtraining.label_share", 1) < 1 or values.get("mixtraining.auto_share")
+    if soft and not values.get("mixtraining.soft_background", True):
+        raise UserError("config.mixtraining: soft labels need soft_background=True")
     stages = {name: len(values.get(f"model.roi_head.{name}", ())) for name in STAGES}
     if len(set(stages.values())) > 1:
         raise UserError(f"config.model.roi_head: give as many {', '.join(stages)} as stages")

@@ -232,9 +232,14 @@ MIXTRAINING: Group = {
     "normal_gt_score_threshold": Field(
         0.0, "with mend_normal: human boxes rated at or below it are left out there", _SHARE
     ),
-    "soften_normal": Field(False, "beyond the paper: soft background in the normal half too"),
+    "soften_normal": Field(
+        False, "beyond the paper: soft background or labels in the normal half too"
+    ),
     "label_share": Field(
-        1.0, "beyond the paper: < 1 gives the teacher a say in the targets of RoIs", _SHARE
+        1.0, "beyond the paper: < 1 makes soft labels of the soft background", _SHARE
+    ),
+    "auto_share": Field(
+        False, "beyond the paper: soft labels, as hard as the teacher agrees with people"
     ),
     "must_agree": Field(False, "beyond the paper: pseudo boxes are there in the mirrored view too"),
     "agreement_iou": Field(0.7, "IoU with which a detection is there in the mirrored view", _SHARE),
@@ -242,13 +247,15 @@ MIXTRAINING: Group = {
         0.0, "beyond the paper: > 0 replaces pseudo_score_threshold, see docs/method.md", _SHARE
     ),
     "auto_count": Field(
-        0.0, "beyond the paper: > 0 finds at most so many pseudo boxes a human one", at_least(0)
+        0.0,
+        "beyond the paper: > 0 replaces pseudo_score_threshold: so many found for each human box",
+        at_least(0),
     ),
     "rate_given_object": Field(
         False, "beyond the paper: ratings leave out how much a box looks like background"
     ),
     "balance_classes": Field(
-        False, "beyond the paper: to the teacher classes are as common as people say"
+        False, "beyond the paper: ratings and scores as if classes were as common as labelled"
     ),
     "teacher_drop_path": Field(False, "the teacher's stochastic depth is on, as released"),
 }

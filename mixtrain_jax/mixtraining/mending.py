@@ -1,10 +1,12 @@
-"""Beyond the paper: a threshold found in the data, and mixed targets for the normal half too.
+"""Beyond the paper: thresholds found in the data, a mended normal half, and soft labels.
 
 Where labels are wrong, the normal half of a batch goes on teaching what is wrong with them, such as
 that an object without a box is background. And no score that human boxes suggest is the right
 threshold: what people leave out is often another sort (small, cut by the border) than what they
 draw. But the teacher can tell: an object is found again, in nearly the same place, when the image
-is mirrored; a false detection often is not. All of this is off in the paper's recipes.
+is mirrored; a false detection often is not. Where most labels are wrong, no threshold is right:
+there labels are soft, and the teacher's classes are held to be as common as people's. All of this
+is off in the paper's recipes.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,6 +25,7 @@ from mixtrain_jax.types import Array, Batch, Params, Targets, View
 Sum = Callable[[Any], Any]
 
 LEVELS = 100  # of the scores among which a threshold is looked for
+ALIKE = 0.75  # IoU of two boxes that are drawn alike
 FEWEST = 10  # detections it takes to judge a level
 
 
@@ -33,10 +36,13 @@ class Criteria(NamedTuple):
       least_score: [] float32, the score above which detections are pseudo boxes.
       balance: [classes] float32 by which the teacher's probabilities of the classes are multiplied;
         None: they are as they are.
+      shares: of the labels in class targets, and of the true boxes in the boxes' targets; None:
+        there are no soft labels.
     """
 
     least_score: Array
     balance: Array | None
+    shares: tuple[Array, Array] | None
 
 
 def criteria(
@@ -54,7 +60,43 @@ def criteria(
     balance = None
     if config.balance_classes:
         balance = class_balance(model, teacher, batch, sum_over_devices)
-    return Criteria(least_score(model, teacher, batch, config, sum_over_devices, balance), balance)
+    shares = None
+    if config.auto_share:
+        shares = agreement(model, teacher, batch, sum_over_devices)
+    elif config.label_share < 1:
+        shares = (jnp.float32(config.label_share),) * 2
+    least = least_score(model, teacher, batch, config, sum_over_devices, balance)
+    return Criteria(least, balance, shares)
+
+
+def agreement(
+    model: Detector, teacher: Params, batch: Batch, sum_over_devices: Sum
+) -> tuple[Array, Array]:
+    """How often the teacher agrees with the labels: in the class, and in the place.
+
+    Args:
+      model: the detector.
+      teacher: its parameters.
+      batch: this device's images, with a mixed half.
+      sum_over_devices: sums arrays over all devices.
+
+    Returns:
+      [] float32 each, shares of this step's human boxes: those whose class it holds for the best,
+      and those it draws with an IoU of at least 0.75 when asked about them. 1 where there are none.
+    """
+    named, drawn, count = jnp.zeros(()), jnp.zeros(()), jnp.zeros(())
+    for view in (batch.weak, batch.normal):
+        assert view is not None
+        seen = teaching.see(model, teacher, view, view)
+        probabilities, boxes = teaching.judge(model, teacher, seen, view.boxes)
+        same = probabilities[..., :-1].argmax(-1) == view.labels
+        alike = jnp.diagonal(box_ops.iou(view.boxes, boxes), axis1=-2, axis2=-1) >= ALIKE
+        named += (same & view.valid).sum()
+        drawn += (alike & view.valid).sum()
+        count += view.valid.sum()
+    named, drawn, count = sum_over_devices((named, drawn, count))
+    some = jnp.maximum(count, 1)
+    return jnp.where(count > 0, named / some, 1.0), jnp.where(count > 0, drawn / some, 1.0)
 
 
 def class_balance(model: Detector, teacher: Params, batch: Batch, sum_over_devices: Sum) -> Array:
@@ -142,10 +184,9 @@ def teachers_say(
     left_out: Array,
     targets: Targets,
     size: Array,
-    config: Any,
+    shares: tuple[Array, Array] | None,
 ) -> Say:
-    """Returns what has its say in the student's loss: a soft background or, with `label_share`
-    below 1, soft labels.
+    """Returns what has its say in the student's loss: a soft background or soft labels.
 
     Args:
       model: the detector.
@@ -155,12 +196,12 @@ def teachers_say(
       left_out: [B, N] bool, those that are no targets and that nothing replaced.
       targets: [B, M] what the student is to find, in the same pixels.
       size: [B, 2] int32 height and width of the student's view.
-      config: `config.mixtraining`.
+      shares: those of the step's criteria; None: a soft background.
     """
-    if config.label_share == 1:
+    if shares is None:
         return teaching.weigh_background(model, teacher, seen)
     others = Targets(human.boxes, human.labels, left_out)
-    return teaching.soften_labels(model, teacher, seen, size, config.label_share, targets, others)
+    return teaching.soften_labels(model, teacher, seen, size, shares, targets, others)
 
 
 def normal_half(
@@ -194,7 +235,7 @@ def normal_half(
     seen = teaching.see(model, teacher, view, view)
     if not config.mend_normal:
         nothing = jnp.zeros_like(human.valid)
-        soft = teachers_say(model, teacher, seen, human, nothing, human, view.size, config)
+        soft = teachers_say(model, teacher, seen, human, nothing, human, view.size, criteria.shares)
         return human, soft, {}
     found, _ = teaching.find(model, teacher, seen, criteria.least_score, criteria.balance)
     valid = found.valid
@@ -211,7 +252,7 @@ def normal_half(
     say: Say | None = None
     if config.soften_normal:
         say = teachers_say(
-            model, teacher, seen, human, assignment.dropped, combined, view.size, config
+            model, teacher, seen, human, assignment.dropped, combined, view.size, criteria.shares
         )
     images = sum_over_devices(jnp.float32(len(view.image)))
     metrics = {

@@ -84,6 +84,9 @@ def gradients(
         )
         normal = targets, normal_say
         teacher_metrics |= more | {"teacher/least_score": criteria.least_score}
+        if criteria.shares is not None:
+            named, drawn = criteria.shares
+            teacher_metrics |= {"teacher/class_share": named, "teacher/box_share": drawn}
     differentiate = jax.value_and_grad(student_loss, has_aux=True)
     (_, metrics), grads = differentiate(
         student, batch, output, say, key, model, config, sum_over_devices, normal
@@ -117,7 +120,7 @@ def teach(
     human = Targets(strong.boxes, strong.labels, strong.valid)
     keys = image_keys(jax.random.fold_in(key, 1), weak) if config.teacher_drop_path else None
     view = teaching.see(model, teacher, weak, strong, keys)
-    criteria = criteria or mending.Criteria(jnp.float32(config.pseudo_score_threshold), None)
+    criteria = criteria or mending.Criteria(jnp.float32(config.pseudo_score_threshold), None, None)
     found, exact = teaching.find(model, teacher, view, criteria.least_score, criteria.balance)
     if config.must_agree:
         agreed = teaching.agrees(model, teacher, weak, found, config.agreement_iou)
@@ -136,7 +139,7 @@ def teach(
     say = None
     if config.soft_background:
         say = mending.teachers_say(
-            model, teacher, view, human, assignment.dropped, combined, strong.size, config
+            model, teacher, view, human, assignment.dropped, combined, strong.size, criteria.shares
         )
     return jax.lax.stop_gradient(output), say
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from mixtrain_jax.models.detector import Detector, bind
-from mixtrain_jax.models.roi_heads import Opinion, Say
+from mixtrain_jax.models.roi_heads import Opinion, Say, Soft
 from mixtrain_jax.ops import boxes as box_ops
 from mixtrain_jax.types import Array, Detections, Params, Targets, View
 
@@ -161,6 +161,11 @@ def rate(
     return jnp.where(human.valid, own, 0)
 
 
+def judge(model: Detector, teacher: Params, view: TeacherView, boxes: Array) -> tuple[Array, Array]:
+    """Returns probabilities [B, N, classes + 1] of boxes [B, N, 4], and the boxes drawn anew."""
+    return bind(model, teacher).rate_boxes(view.pyramid, view.size, boxes)
+
+
 def classes_of(model: Detector, teacher: Params, view: TeacherView, boxes: Array) -> Array:
     """Returns the teacher's probabilities [B, N, classes], given that each box is an object."""
     chances = bind(model, teacher).score_boxes(view.pyramid, view.size, boxes)[..., :-1]
@@ -186,7 +191,7 @@ def soften_labels(
     teacher: Params,
     view: TeacherView,
     size: Array,
-    label_share: float,
+    shares: tuple[Array, Array],
     targets: Targets,
     left_out: Targets,
 ) -> Say:
@@ -202,7 +207,7 @@ def soften_labels(
       teacher: its parameters.
       view: what `see` returned.
       size: [B, 2] int32 height and width of the strong view.
-      label_share: of the labels.
+      shares: of the labels in class targets, and of the true boxes in the boxes' targets.
       targets: M boxes an image that the student is to find, in pixels of the strong view.
       left_out: N human boxes an image in the same pixels; valid where they are no targets.
     """
@@ -220,8 +225,8 @@ def soften_labels(
         drawn = jnp.where(there[..., None], drawn, rois)
         overlap = nearest(rois, left_out)
         alone = (overlap >= SAME) & (overlap > nearest(rois, targets))
-        opinion = Opinion(probabilities, drawn, jnp.where(alone, 0, label_share))
-        return jax.lax.stop_gradient(opinion)
+        soft = Soft(drawn, *(jnp.where(alone, 0, share) for share in shares))
+        return jax.lax.stop_gradient(Opinion(probabilities, soft))
 
     return of_rois
 

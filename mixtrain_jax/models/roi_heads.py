@@ -28,14 +28,27 @@ class Opinion(NamedTuple):
 
     Attributes:
       probabilities: [B, K, classes + 1] float32, the background last.
-      boxes: [B, K, 4] float32, the RoIs as it refines them; read where there is a `label_share`.
-      label_share: [B, K] float32, how much of a RoI's targets is its label and its true box; the
-        rest is the opinion. None: all of it, and the opinion weighs the RoIs labelled background.
+      soft: how much of a RoI's targets is the opinion; None: nothing of it, and the probabilities
+        weigh the RoIs labelled background.
     """
 
     probabilities: Array
-    boxes: Array | None = None
-    label_share: Array | None = None
+    soft: "Soft | None" = None
+
+
+class Soft(NamedTuple):
+    """A teacher's part in the targets of RoIs.
+
+    Attributes:
+      boxes: [B, K, 4] float32, the RoIs as the teacher refines them for their best class.
+      class_share: [B, K] float32, how much of a RoI's class target is its label; the rest is the
+        teacher's probabilities.
+      box_share: [B, K] float32, the same of its box.
+    """
+
+    boxes: Array
+    class_share: Array
+    box_share: Array
 
 
 Say = Callable[[int, Array], Opinion]  # of (stage, RoIs [B, K, 4])
@@ -250,8 +263,8 @@ class RoIHead(nn.Module):
           keys: [B] PRNG keys, one an image, for sampling RoIs.
           sum_over_devices: sums arrays over all devices.
           say: what the teacher says of RoIs. It weighs the RoIs labelled background by their
-            background probabilities (MixTraining's soft background) or, with a `label_share`, has
-            a part in the targets; all RoIs weigh 1 then, as with None.
+            background probabilities (MixTraining's soft background) or, where it is `soft`, has a
+            part in the targets; all RoIs weigh 1 then, as with None.
 
         Returns:
           The weighted losses by name (this device's share of each), and a record of each stage.
@@ -266,9 +279,11 @@ class RoIHead(nn.Module):
             weights = sample.valid.astype(jnp.float32)
             goal = jax.nn.one_hot(labels, self.num_classes + 1)
             opinion = say(stage, rois) if say is not None else None
-            if opinion is not None and opinion.label_share is not None:
+            if opinion is not None and opinion.soft is not None:
                 stds = tuple(self.config.delta_stds[stage])
-                goal, wanted = _soften(goal, wanted, rois, opinion, stds)
+                goal, wanted = _soften(
+                    goal, wanted, rois, opinion.probabilities, opinion.soft, stds
+                )
             elif opinion is not None:
                 background = sample.valid & (labels == self.num_classes)
                 weights = jnp.where(background, opinion.probabilities[..., -1], weights)
@@ -359,13 +374,18 @@ class _Sampled:
 
 
 def _soften(
-    goal: Array, wanted: Array, rois: Array, opinion: Opinion, stds: tuple[float, ...]
+    goal: Array,
+    wanted: Array,
+    rois: Array,
+    probabilities: Array,
+    soft: Soft,
+    stds: tuple[float, ...],
 ) -> tuple[Array, Array]:
-    """Mixes the targets of RoIs, classes and deltas, with what the teacher says of them."""
-    assert opinion.boxes is not None and opinion.label_share is not None
-    share = opinion.label_share[..., None]
-    goal = share * goal + (1 - share) * opinion.probabilities
-    wanted = share * wanted + (1 - share) * box_ops.encode(rois, opinion.boxes, stds)
+    """Mixes class targets [B, K, classes + 1] and deltas [B, K, 4] with what the teacher says."""
+    share = soft.class_share[..., None]
+    goal = share * goal + (1 - share) * probabilities
+    share = soft.box_share[..., None]
+    wanted = share * wanted + (1 - share) * box_ops.encode(rois, soft.boxes, stds)
     return jax.lax.stop_gradient((goal, wanted))
 
 

@@ -11,7 +11,7 @@ from mixtrain_jax.mixtraining import mending
 from mixtrain_jax.mixtraining import teacher as teaching
 from mixtrain_jax.types import Batch, Detections, Targets, View
 
-CRITERIA = mending.Criteria(jnp.float32(0.4), None)
+CRITERIA = mending.Criteria(jnp.float32(0.4), None, None)
 
 
 def one(x):
@@ -145,6 +145,31 @@ def test_balanced_scores_are_probabilities(detector):
     assert not (found.scores > none).any()
 
 
+def test_labels_are_as_hard_as_the_teacher_agrees(detector):
+    """Of three boxes it names two; two it draws with IoU .8 and .9, one with .6; one is padding."""
+    detector["probabilities"] = jnp.array(
+        [[[0.3, 0.1, 0.6], [0.1, 0.2, 0.7], [0.1, 0.2, 0.7], [0.9, 0.1, 0.0]]]
+    )
+    human = view([[0, 0, 10, 10], [20, 20, 30, 30], [0, 20, 10, 30], [0, 0, 0, 0]], [0, 1, 0, 0])
+    human = human.replace(valid=jnp.array([[True, True, True, False]]))
+    detector["moved"] = jnp.array([[[0.0, 0, 0, -2], [0, 1, 0, 0], [0, 0, -4, 0], [0, 0, 0, 0]]])
+    model = SimpleNamespace(num_classes=2)
+    both = Batch(human, human, human)
+    made = mending.criteria(model, None, both, config(auto_share=True), one)
+    np.testing.assert_allclose(made.shares, [2 / 3, 2 / 3], rtol=1e-6)
+    nothing = human.replace(valid=jnp.zeros((1, 4), bool))
+    made = mending.criteria(
+        model, None, Batch(nothing, nothing, None), config(auto_share=True), one
+    )
+    np.testing.assert_array_equal(made.shares, [1, 1])
+    made = mending.criteria(model, None, both, config(label_share=0.25), one)
+    np.testing.assert_array_equal(made.shares, [0.25, 0.25])
+    made = mending.criteria(model, None, both, config(balance_classes=True), one)
+    assert made.shares is None
+    expected = mending.class_balance(model, None, both, one)
+    np.testing.assert_array_equal(made.balance, expected)
+
+
 def test_classes_are_balanced_by_what_people_say_of_the_same_boxes(detector):
     detector["probabilities"] = jnp.array([[[0.6, 0.2, 0.2], [0.1, 0.1, 0.8], [0.9, 0.1, 0.0]]])
     human = view([[0, 0, 9, 9], [20, 20, 30, 30], [0, 0, 0, 0]], [1, 1, 0])
@@ -250,12 +275,13 @@ def test_soft_labels_are_what_the_teacher_says_of_the_same_place(detector):
         ([True, True], closer, [0.25, 0.25]),  # the second overlaps both alike
     ):
         say = mending.teachers_say(
-            None, None, seen, human, jnp.array([left_out]), targets, size, config(label_share=0.25)
+            None, None, seen, human, jnp.array([left_out]), targets, size, (0.25, 0.5)
         )
         opinion = say(0, rois)
         np.testing.assert_array_equal(opinion.probabilities, detector["probabilities"])
-        np.testing.assert_allclose(opinion.boxes - rois, [[[-6, 4, -2, 8]] * 2], atol=1e-4)
-        np.testing.assert_allclose(opinion.label_share[0], share)
+        np.testing.assert_allclose(opinion.soft.boxes - rois, [[[-6, 4, -2, 8]] * 2], atol=1e-4)
+        np.testing.assert_allclose(opinion.soft.class_share[0], share)
+        np.testing.assert_allclose(opinion.soft.box_share[0], 2 * np.array(share))
 
 
 def test_soft_boxes_are_the_teachers_as_pseudo_boxes_are(detector):
@@ -267,7 +293,9 @@ def test_soft_boxes_are_the_teachers_as_pseudo_boxes_are(detector):
     seen = seen_from([[np.cos(a), -np.sin(a), 8], [np.sin(a), np.cos(a), -8], [0, 0, 1]])
     rois = jnp.array([[[15.0, 15.0, 31.0, 29.0], [0.0, 0.0, 9.0, 9.0]]])
     size, none = jnp.array([[64, 40]]), Targets(rois, None, jnp.zeros((1, 2), bool))
-    boxes = teaching.soften_labels(None, None, seen, size, 0.5, none, none)(0, rois).boxes
+    boxes = teaching.soften_labels(None, None, seen, size, (0.5, 0.5), none, none)(
+        0, rois
+    ).soft.boxes
     found = Detections(drawn, None, None, jnp.ones((1, 2), bool))
     pseudo = teaching.pseudo_boxes(found, seen, size)
     assert pseudo.valid.tolist() == [[True, False]]
@@ -282,7 +310,7 @@ def test_without_a_share_the_opinion_is_the_soft_background(detector):
         None, None, human, CRITERIA, config(soften_normal=True), one
     )
     opinion = say(0, human.boxes)
-    assert opinion.label_share is None and opinion.boxes is None and told == {}
+    assert opinion.soft is None and told == {}
     np.testing.assert_array_equal(opinion.probabilities, detector["probabilities"])
     np.testing.assert_array_equal(targets.valid, human.valid)
 

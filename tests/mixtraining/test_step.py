@@ -188,7 +188,7 @@ plain = sys.argv[2] == "plain"
 config = small.config(mixtraining__enabled=not plain)
 if sys.argv[2] == "soft":
     config.mixtraining.update(
-        label_share=0.3, soften_normal=True, mend_normal=True, auto_count=0.5,
+        auto_share=True, soften_normal=True, mend_normal=True, auto_count=0.5,
         rate_given_object=True, balance_classes=True, normal_gt_score_threshold=0.3,
     )
 model, optimizer, state = small.build(config)

@@ -1,5 +1,7 @@
 """Who is handed what: a detector that writes down each call, in place of student and teacher."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,8 +102,8 @@ def look(monkeypatch):
         config = recipes.base().mixtraining
         config.update({"gt_score_threshold": 0.0, "pseudo_score_threshold": 0.5, **fields})
         out = stepping.gradients(
-            STUDENT, TEACHER, BATCH, jax.random.key(0), model=None, config=config,
-            sum_over_devices=one,
+            STUDENT, TEACHER, BATCH, jax.random.key(0), config=config,
+            model=types.SimpleNamespace(num_classes=2), sum_over_devices=one,
         )  # fmt: skip
         return calls, out
 
@@ -126,7 +128,7 @@ def test_the_student_learns_the_mixed_targets_and_the_teacher_makes_them(look):
     rois = jnp.zeros((1, 2, 4))
     said = mixed["say"](0, rois)
     np.testing.assert_allclose(said.probabilities, np.full((1, 2, 3), 1 / 3), rtol=1e-6)
-    assert said.label_share is None
+    assert said.soft is None
     assert float(metrics["loss"]) == float(grads["w"]) == NORMAL + 3 * STRONG
 
 
@@ -161,17 +163,52 @@ def test_the_normal_half_may_have_a_soft_background_too(look):
 @pytest.mark.parametrize("soften_normal", [False, True])
 def test_labels_are_soft_in_the_halves_whose_background_is(look, soften_normal):
     """Human boxes that are left out are there in the student's own view."""
-    calls, _ = look(soften_normal=soften_normal, mend_normal=True, label_share=0.25,
+    calls, (_, metrics, _) = look(soften_normal=soften_normal, mend_normal=True, label_share=0.25,
                     normal_gt_score_threshold=0.5, pseudo_score_threshold=1.0)  # fmt: skip
     normal, mixed = losses(calls)
     boxes = jnp.concatenate([BATCH.normal.boxes, BATCH.strong.boxes], axis=1)
     said = mixed["say"](0, boxes)
-    np.testing.assert_allclose(said.label_share, [[0.25, 0.25]])
-    np.testing.assert_allclose(said.boxes, boxes + 1, atol=1e-4)
+    assert metrics["teacher/class_share"] == metrics["teacher/box_share"] == 0.25
+    np.testing.assert_allclose(said.soft.class_share, [[0.25, 0.25]])
+    np.testing.assert_allclose(said.soft.boxes, boxes + 1, atol=1e-4)
     assert (normal["say"] is not None) == soften_normal
     if soften_normal:  # there the human box, rated 1/3, is no target
         assert normal["targets"].valid.tolist() == [[False, False]]
-        np.testing.assert_allclose(normal["say"](0, boxes).label_share, [[0, 0.25]])
+        np.testing.assert_allclose(normal["say"](0, boxes).soft.class_share, [[0, 0.25]])
+
+
+def test_what_the_mixed_half_leaves_out_is_in_the_students_view(monkeypatch, look):
+    strong = BATCH.strong.replace(boxes=jnp.array([[[4.0, 4.0, 12.0, 12.0]]]))
+    monkeypatch.setattr(
+        "tests.mixtraining.test_wiring.BATCH", Batch(BATCH.normal, BATCH.weak, strong)
+    )
+    calls, _ = look(label_share=0.25, gt_score_threshold=0.5, pseudo_score_threshold=1.0)
+    _, mixed = losses(calls)
+    boxes = jnp.concatenate([BATCH.weak.boxes, strong.boxes], axis=1)
+    np.testing.assert_allclose(mixed["say"](0, boxes).soft.class_share, [[0.25, 0]])
+
+
+@pytest.mark.parametrize("half", ["mixed", "normal"])
+@pytest.mark.parametrize(
+    ("fields", "kept"),
+    [  # of three outputs as likely as each other two are classes, and all boxes are of the second
+        (dict(threshold=0.4), False),
+        (dict(threshold=0.4, rate_given_object=True), True),
+        (dict(threshold=0.6, rate_given_object=True), False),
+        (dict(threshold=0.6, rate_given_object=True, balance_classes=True), True),
+    ],
+)
+def test_both_halves_rate_by_the_steps_criteria(monkeypatch, look, half, fields, kept):
+    second = BATCH.normal.replace(labels=BATCH.strong.labels)
+    monkeypatch.setattr(
+        "tests.mixtraining.test_wiring.BATCH", Batch(second, BATCH.weak, BATCH.strong)
+    )
+    fields = dict(fields)
+    threshold = fields.pop("threshold")
+    calls, _ = look(mend_normal=True, gt_score_threshold=threshold, pseudo_score_threshold=1.0,
+                    normal_gt_score_threshold=threshold, **fields)  # fmt: skip
+    of_half = dict(zip(("normal", "mixed"), losses(calls), strict=True))[half]
+    assert of_half["targets"].valid.tolist() == [[kept, False]]
 
 
 @pytest.mark.parametrize("half", ["mixed", "normal"])
