@@ -38,11 +38,13 @@ class Criteria(NamedTuple):
         None: they are as they are.
       shares: of the labels in class targets, and of the true boxes in the boxes' targets; None:
         there are no soft labels.
+      hard: [] float32, the rating at or below which human boxes are left out; None: the config's.
     """
 
     least_score: Array
-    balance: Array | None
-    shares: tuple[Array, Array] | None
+    balance: Array | None = None
+    shares: tuple[Array, Array] | None = None
+    hard: Array | None = None
 
 
 def criteria(
@@ -60,13 +62,29 @@ def criteria(
     balance = None
     if config.balance_classes:
         balance = class_balance(model, teacher, batch, sum_over_devices)
-    shares = None
-    if config.auto_share:
-        shares = agreement(model, teacher, batch, sum_over_devices)
-    elif config.label_share < 1:
+    shares, hard = None, None
+    if config.label_share < 1:
         shares = (jnp.float32(config.label_share),) * 2
+    if config.auto_share or config.auto_rating:
+        agreed = agreement(model, teacher, batch, sum_over_devices)
+        shares = agreed if config.auto_share else shares
+        hard = even_rating(agreed[0], model.num_classes) if config.auto_rating else None
     least = least_score(model, teacher, batch, config, sum_over_devices, balance)
-    return Criteria(least, balance, shares)
+    return Criteria(least, balance, shares, hard)
+
+
+def even_rating(share: Array, classes: int) -> Array:
+    """The rating at which a label is as likely to be wrong as right, by Bayes' rule.
+
+    Before the teacher is asked, a label is right with probability `share`, and else any of the
+    other classes. What it then says of the class, given that there is an object, is taken for the
+    chance of the evidence.
+
+    Args:
+      share: [] float32, how often labels are right.
+      classes: number of classes, 2 at least.
+    """
+    return (1 - share) / (1 - share + share * (classes - 1))
 
 
 def agreement(
@@ -246,9 +264,8 @@ def normal_half(
         model, teacher, seen, human,
         given_object=config.rate_given_object, balance=criteria.balance,
     )  # fmt: skip
-    combined, assignment = mixing.combine(
-        human, ratings, pseudo, config, config.normal_gt_score_threshold
-    )
+    hard = config.normal_gt_score_threshold if criteria.hard is None else criteria.hard
+    combined, assignment = mixing.combine(human, ratings, pseudo, config, hard)
     say: Say | None = None
     if config.soften_normal:
         say = teachers_say(

@@ -120,7 +120,7 @@ def teach(
     human = Targets(strong.boxes, strong.labels, strong.valid)
     keys = image_keys(jax.random.fold_in(key, 1), weak) if config.teacher_drop_path else None
     view = teaching.see(model, teacher, weak, strong, keys)
-    criteria = criteria or mending.Criteria(jnp.float32(config.pseudo_score_threshold), None, None)
+    criteria = criteria or mending.Criteria(jnp.float32(config.pseudo_score_threshold))
     found, exact = teaching.find(model, teacher, view, criteria.least_score, criteria.balance)
     if config.must_agree:
         agreed = teaching.agrees(model, teacher, weak, found, config.agreement_iou)
@@ -134,7 +134,7 @@ def teach(
         given_object=config.rate_given_object, balance=criteria.balance,
     )  # fmt: skip
     pseudo = teaching.pseudo_boxes(found, view, strong.size)
-    combined, assignment = mixing.combine(human, ratings, pseudo, config)
+    combined, assignment = mixing.combine(human, ratings, pseudo, config, criteria.hard)
     output = TeacherOutput(found, human, ratings, combined, assignment, exact)
     say = None
     if config.soft_background:

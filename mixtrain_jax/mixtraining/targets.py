@@ -34,7 +34,7 @@ class BoxAssignment(NamedTuple):
 
 
 def combine(
-    human: Targets, ratings: Array, pseudo: Targets, config: Any, hard: float | None = None
+    human: Targets, ratings: Array, pseudo: Targets, config: Any, hard: Array | float | None = None
 ) -> tuple[Targets, BoxAssignment]:
     """Joins human and pseudo boxes into the targets of a view.
 

@@ -11,7 +11,7 @@ from mixtrain_jax.mixtraining import mending
 from mixtrain_jax.mixtraining import teacher as teaching
 from mixtrain_jax.types import Batch, Detections, Targets, View
 
-CRITERIA = mending.Criteria(jnp.float32(0.4), None, None)
+CRITERIA = mending.Criteria(jnp.float32(0.4))
 
 
 def one(x):
@@ -168,6 +168,43 @@ def test_labels_are_as_hard_as_the_teacher_agrees(detector):
     assert made.shares is None
     expected = mending.class_balance(model, None, both, one)
     np.testing.assert_array_equal(made.balance, expected)
+
+
+def test_labels_are_left_out_where_they_are_more_likely_wrong(detector):
+    """Against a count of cases: 40% of the labels are right, the teacher is calibrated."""
+    rng = np.random.default_rng(0)
+    classes, share, cases = 6, 0.4, 400_000
+    chances = rng.dirichlet(np.full(classes, 0.5), cases)
+    truth = (chances.cumsum(1) > rng.random((cases, 1))).argmax(1)
+    other = (truth + rng.integers(1, classes, cases)) % classes
+    labels = np.where(rng.random(cases) < share, truth, other)
+    rating = chances[np.arange(cases), labels]
+    limit = float(mending.even_rating(jnp.float32(share), classes))
+    near = np.abs(rating - limit) < 0.02
+    assert near.sum() > 3000
+    assert (labels == truth)[near].mean() == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize(("auto_rating", "kept"), [(False, (1, 0)), (True, (3, 1))])
+def test_the_rating_that_leaves_out_may_be_found(detector, auto_rating, kept):
+    """Of three labels the teacher agrees with two, so 1/3 is the limit of two classes."""
+    detector["probabilities"] = jnp.array([[[0.8, 0.2, 0], [0.25, 0.75, 0], [0.6, 0.4, 0]]])
+    detector["moved"] = 0.0
+    human = view([[0, 0, 10, 10], [20, 20, 30, 30], [0, 20, 10, 30]], [0, 1, 1])
+    detector["upright"] = detections([[0, 50, 4, 54]], [0], [0.1])
+    method = config(
+        auto_rating=auto_rating, rate_given_object=True, mend_normal=True,
+        normal_gt_score_threshold=0.75,
+    )  # fmt: skip
+    both = Batch(human, human, human)
+    made = mending.criteria(SimpleNamespace(num_classes=2), None, both, method, one)
+    assert (made.hard is not None) == auto_rating and made.shares is None
+    if auto_rating:
+        assert float(made.hard) == pytest.approx(1 / 3)
+    other = human.replace(labels=jnp.array([[1, 0, 1]]))
+    for half, count in zip((human, other), kept, strict=True):
+        _, _, told = mending.normal_half(None, None, half, made, method, one)
+        assert told["boxes/kept_normal"] == count
 
 
 def test_classes_are_balanced_by_what_people_say_of_the_same_boxes(detector):
