@@ -66,7 +66,7 @@ def criteria(
     if config.label_share < 1:
         shares = (jnp.float32(config.label_share),) * 2
     if config.auto_share or config.auto_rating:
-        agreed = agreement(model, teacher, batch, sum_over_devices)
+        agreed = agreement(model, teacher, batch, sum_over_devices, balance)
         shares = agreed if config.auto_share else shares
         hard = even_rating(agreed[0], model.num_classes) if config.auto_rating else None
     least = least_score(model, teacher, batch, config, sum_over_devices, balance)
@@ -88,7 +88,11 @@ def even_rating(share: Array, classes: int) -> Array:
 
 
 def agreement(
-    model: Detector, teacher: Params, batch: Batch, sum_over_devices: Sum
+    model: Detector,
+    teacher: Params,
+    batch: Batch,
+    sum_over_devices: Sum,
+    balance: Array | None = None,
 ) -> tuple[Array, Array]:
     """How often the teacher agrees with the labels: in the class, and in the place.
 
@@ -97,24 +101,27 @@ def agreement(
       teacher: its parameters.
       batch: this device's images, with a mixed half.
       sum_over_devices: sums arrays over all devices.
+      balance: [classes] float32 by which its probabilities of the classes are multiplied first.
 
     Returns:
-      [] float32 each, shares of this step's human boxes: those whose class it holds for the best,
-      and those it draws with an IoU of at least 0.75 when asked about them. 1 where there are none.
+      [] float32 each, shares of this step's human boxes: those whose class it holds for the best;
+      and those it draws with an IoU of at least 0.75 when asked about them, or the former share
+      where that is less: of an object that is not there no box is right. 1 where there are none.
     """
     named, drawn, count = jnp.zeros(()), jnp.zeros(()), jnp.zeros(())
     for view in (batch.weak, batch.normal):
         assert view is not None
         seen = teaching.see(model, teacher, view, view)
         probabilities, boxes = teaching.judge(model, teacher, seen, view.boxes)
-        same = probabilities[..., :-1].argmax(-1) == view.labels
+        chances = probabilities[..., :-1] * (1 if balance is None else balance)
+        same = chances.argmax(-1) == view.labels
         alike = jnp.diagonal(box_ops.iou(view.boxes, boxes), axis1=-2, axis2=-1) >= ALIKE
         named += (same & view.valid).sum()
         drawn += (alike & view.valid).sum()
         count += view.valid.sum()
     named, drawn, count = sum_over_devices((named, drawn, count))
-    some = jnp.maximum(count, 1)
-    return jnp.where(count > 0, named / some, 1.0), jnp.where(count > 0, drawn / some, 1.0)
+    shares = jnp.where(count > 0, jnp.array([named, drawn]) / jnp.maximum(count, 1), 1.0)
+    return shares[0], shares.min()
 
 
 def class_balance(model: Detector, teacher: Params, batch: Batch, sum_over_devices: Sum) -> Array:

@@ -146,17 +146,24 @@ def test_balanced_scores_are_probabilities(detector):
 
 
 def test_labels_are_as_hard_as_the_teacher_agrees(detector):
-    """Of three boxes it names two; two it draws with IoU .8 and .9, one with .6; one is padding."""
+    """Of three boxes it names two; one it draws with IoU .8, two with .6; one is padding."""
     detector["probabilities"] = jnp.array(
         [[[0.3, 0.1, 0.6], [0.1, 0.2, 0.7], [0.1, 0.2, 0.7], [0.9, 0.1, 0.0]]]
     )
     human = view([[0, 0, 10, 10], [20, 20, 30, 30], [0, 20, 10, 30], [0, 0, 0, 0]], [0, 1, 0, 0])
     human = human.replace(valid=jnp.array([[True, True, True, False]]))
-    detector["moved"] = jnp.array([[[0.0, 0, 0, -2], [0, 1, 0, 0], [0, 0, -4, 0], [0, 0, 0, 0]]])
+    detector["moved"] = jnp.array([[[0.0, 0, 0, -2], [0, 4, 0, 0], [0, 0, -4, 0], [0, 0, 0, 0]]])
     model = SimpleNamespace(num_classes=2)
     both = Batch(human, human, human)
     made = mending.criteria(model, None, both, config(auto_share=True), one)
-    np.testing.assert_allclose(made.shares, [2 / 3, 2 / 3], rtol=1e-6)
+    np.testing.assert_allclose(made.shares, [2 / 3, 1 / 3], rtol=1e-6)
+    unnamed = human.replace(labels=1 - human.labels)
+    made = mending.criteria(
+        model, None, Batch(unnamed, unnamed, None), config(auto_share=True), one
+    )
+    np.testing.assert_allclose(made.shares, [1 / 3, 1 / 3], rtol=1e-6)
+    shares = mending.agreement(model, None, both, one, jnp.array([0.1, 1.0]))
+    np.testing.assert_allclose(shares[0], 1 / 3, rtol=1e-6)  # all are named the second class
     nothing = human.replace(valid=jnp.zeros((1, 4), bool))
     made = mending.criteria(
         model, None, Batch(nothing, nothing, None), config(auto_share=True), one
