@@ -131,7 +131,7 @@ def class_balance(model: Detector, teacher: Params, batch: Batch, sum_over_devic
     every class on either side, so that the ratio is finite. It is of this step's boxes alone, so a
     rare class has ratios far from 1. A teacher that learns from its own judgement can else forget
     the classes it is least sure of (distribution alignment, Berthelot et al., arXiv 1911.09785,
-    section 3.2.1, there over many batches).
+    section 3.1, there over many batches).
 
     Args:
       model: the detector.
@@ -218,7 +218,7 @@ def teachers_say(
       teacher: its parameters.
       seen: the teacher's view.
       human: human boxes in pixels of the student's view.
-      left_out: [B, N] bool, those that are no targets and that nothing replaced.
+      left_out: [B, N] bool, those that are no targets.
       targets: [B, M] what the student is to find, in the same pixels.
       size: [B, 2] int32 height and width of the student's view.
       shares: those of the step's criteria; None: a soft background.
