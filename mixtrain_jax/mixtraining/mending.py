@@ -130,8 +130,8 @@ def class_balance(model: Detector, teacher: Params, batch: Batch, sum_over_devic
     What it says of the human boxes is asked as if each held an object. One box more is counted of
     every class on either side, so that the ratio is finite. It is of this step's boxes alone, so a
     rare class has ratios far from 1. A teacher that learns from its own judgement can else forget
-    the classes it is least sure of (distribution alignment, Berthelot et al., arXiv 1911.09785,
-    section 3.1, there over many batches).
+    the classes it is least sure of (ReMixMatch's distribution alignment, arXiv 1911.09785, where
+    the ratio is one over many batches).
 
     Args:
       model: the detector.

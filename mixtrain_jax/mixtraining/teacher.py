@@ -197,7 +197,7 @@ def soften_labels(
 ) -> Say:
     """Beyond the paper: returns what has its say in the targets of RoIs in the strong view.
 
-    The soft bootstrapping of Reed et al. (arXiv 1412.6596, eq. 6), for boxes as well as for
+    The soft bootstrapping of Reed et al. (arXiv 1412.6596), for boxes as well as for
     classes: labels have a share in the targets, and the teacher the rest. RoIs that overlap a human
     box that was left out more than any target are the teacher's alone: neither that object nor
     background.
