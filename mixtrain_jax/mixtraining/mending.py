@@ -139,15 +139,16 @@ def class_balance(model: Detector, teacher: Params, batch: Batch, sum_over_devic
       batch: this device's images, with a mixed half.
       sum_over_devices: sums arrays over all devices.
     """
-    labelled, said = jnp.ones(model.num_classes), jnp.ones(model.num_classes)
+    labelled, said = jnp.zeros(model.num_classes), jnp.zeros(model.num_classes)
     for view in (batch.weak, batch.normal):
         assert view is not None
         seen = teaching.see(model, teacher, view, view)
         chances = teaching.classes_of(model, teacher, seen, view.boxes)
-        said += sum_over_devices((chances * view.valid[..., None]).sum((0, 1)))
+        said += (chances * view.valid[..., None]).sum((0, 1))
         named = jax.nn.one_hot(view.labels, model.num_classes) * view.valid[..., None]
-        labelled += sum_over_devices(named.sum((0, 1)))
-    return labelled / said
+        labelled += named.sum((0, 1))
+    labelled, said = sum_over_devices((labelled, said))
+    return (labelled + 1) / (said + 1)
 
 
 def least_score(

@@ -152,12 +152,10 @@ def rate(
     """
     probabilities = bind(model, teacher).score_boxes(view.pyramid, view.size, human.boxes)
     if balance is not None:
-        probabilities *= jnp.append(balance, 1)
+        probabilities = _normalised(probabilities * jnp.append(balance, 1))
     if given_object:
-        probabilities = probabilities[..., :-1]
+        probabilities = _normalised(probabilities[..., :-1])
     own = jnp.take_along_axis(probabilities, human.labels[..., None], axis=-1)[..., 0]
-    if given_object or balance is not None:
-        own /= jnp.maximum(probabilities.sum(-1), TINY)
     return jnp.where(human.valid, own, 0)
 
 
@@ -168,8 +166,8 @@ def judge(model: Detector, teacher: Params, view: TeacherView, boxes: Array) -> 
 
 def classes_of(model: Detector, teacher: Params, view: TeacherView, boxes: Array) -> Array:
     """Returns the teacher's probabilities [B, N, classes], given that each box is an object."""
-    chances = bind(model, teacher).score_boxes(view.pyramid, view.size, boxes)[..., :-1]
-    return chances / jnp.maximum(chances.sum(-1, keepdims=True), TINY)
+    probabilities = bind(model, teacher).score_boxes(view.pyramid, view.size, boxes)
+    return _normalised(probabilities[..., :-1])
 
 
 def weigh_background(model: Detector, teacher: Params, view: TeacherView) -> Say:
@@ -229,6 +227,11 @@ def soften_labels(
         return jax.lax.stop_gradient(Opinion(probabilities, soft))
 
     return of_rois
+
+
+def _normalised(probabilities: Array) -> Array:
+    """Returns [..., C] probabilities scaled to a sum of 1."""
+    return probabilities / jnp.maximum(probabilities.sum(-1, keepdims=True), TINY)
 
 
 def _between(source: Array, target: Array) -> Array:
