@@ -53,14 +53,8 @@ class Experiment:
         path = self.output / "results" / f"{arm.name}-{seed}.json"
         if path.exists():
             return
-        workdir = self.output / "runs" / f"{arm.name}-{seed}"
-        flags = self.flags(arm, seed)
-        recipe = self.suite.recipe_of(arm)
-        self.begin(arm, seed, workdir)
-        command = [f"--config={recipe}", *(f"--config.{k}={v}" for k, v in flags.items())]
-        print(f"{arm.name}, seed {seed}: training in {workdir}", flush=True)
-        self._run(TRAIN, [*command, f"--workdir={workdir}"], f"{arm.name}-{seed}")
-        asked = load.load(recipe, flags)
+        workdir, command = self.train(arm, seed)
+        asked = load.load(self.suite.recipe_of(arm), self.flags(arm, seed))
         result = {
             "arm": arm.name,
             "seed": seed,
@@ -71,6 +65,19 @@ class Experiment:
         path.parent.mkdir(parents=True, exist_ok=True)
         storage.write_json(storage.absolute(str(path)), result, indent=1)
         print(tables.line(result), flush=True)
+
+    def train(self, arm: Arm, seed: int) -> tuple[pathlib.Path, list[str]]:
+        """Trains an arm to its end; returns its workdir, and its command without the workdir."""
+        workdir = self.output / "runs" / f"{arm.name}-{seed}"
+        flags = self.flags(arm, seed)
+        self.begin(arm, seed, workdir)
+        command = [
+            f"--config={self.suite.recipe_of(arm)}",
+            *(f"--config.{name}={value}" for name, value in flags.items()),
+        ]
+        print(f"{arm.name}, seed {seed}: training in {workdir}", flush=True)
+        self._run(TRAIN, [*command, f"--workdir={workdir}"], f"{arm.name}-{seed}")
+        return workdir, command
 
     def _run(self, module: str, arguments: list[str], name: str) -> None:
         log = self.output / f"{name}.log"
@@ -174,13 +181,16 @@ class Experiment:
         return path
 
     def begin(self, arm: Arm, seed: int, workdir: pathlib.Path) -> None:
-        """Hands an arm the checkpoint of the arm that it is the same run as until then."""
+        """Hands an arm the checkpoint of the arm that it is the same run as until then.
+
+        Where only that one's figures are kept, not its checkpoints, it is trained anew.
+        """
         if not arm.after or (workdir / "checkpoints").exists():
             return
         first = self.output / "runs" / f"{arm.after}-{seed}" / "checkpoints"
         common = first / str(self.suite.start_step)
         if not common.exists():
-            raise UserError(f"{common} is missing, with which '{arm.name}' begins")
+            self.train(next(each for each in self.suite.arms if each.name == arm.after), seed)
         part = workdir / "checkpoints.part"
         shutil.rmtree(part, ignore_errors=True)
         shutil.copytree(common, part / common.name)

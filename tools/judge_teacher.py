@@ -30,7 +30,7 @@ from mixtrain_jax.data.sources import coco
 from mixtrain_jax.data.sources.load import complete, load_dataset
 from mixtrain_jax.errors import UserError
 from mixtrain_jax.evaluation import detect
-from mixtrain_jax.mixtraining import mending
+from mixtrain_jax.mixtraining import criteria as judging
 from mixtrain_jax.mixtraining import step as stepping
 from mixtrain_jax.mixtraining.targets import BoxAssignment
 from mixtrain_jax.models import detector, pixels
@@ -46,7 +46,11 @@ WELL_DRAWN = 0.75  # IoU with the truth of a box that needs no mending
 
 @dataclasses.dataclass
 class Tally:
-    """Counts over images; `before` and `after` sum IoU with the truth of replaced boxes."""
+    """Counts over images.
+
+    `before` and `after` sum IoU with the truth of human boxes that a found one stands in for, those
+    that are replaced and those that are dropped beside it.
+    """
 
     images: int = 0
     human: int = 0
@@ -56,6 +60,9 @@ class Tally:
     replaced: int = 0
     badly_drawn: int = 0
     replaced_badly_drawn: int = 0
+    mending: int = 0
+    mending_rightly: int = 0
+    mended: int = 0
     before: float = 0.0
     after: float = 0.0
     unlabelled: int = 0
@@ -76,12 +83,16 @@ class Tally:
         self.badly_drawn += int(badly.sum())
         self.replaced_badly_drawn += int((badly & assignment.replaced).sum())
 
-        mended = _overlap(pseudo, truth).max(axis=1, initial=0)
+        right = _overlap(pseudo, truth).max(axis=1, initial=0)
+        self.mending += int(assignment.mending.sum())
+        self.mending_rightly += int((assignment.mending & (right >= SAME)).sum())
         stands_in = _iou(human[0], pseudo[0]) * assignment.mending
         if stands_in.size:
-            chosen = stands_in.argmax(axis=1)
-            self.before += float(drawn[assignment.replaced].sum())
-            self.after += float(mended[chosen][assignment.replaced].sum())
+            covered = assignment.dropped & (stands_in.max(axis=1) > SAME)
+            mended = assignment.replaced | covered
+            self.mended += int(mended.sum())
+            self.before += float(drawn[mended].sum())
+            self.after += float(right[stands_in.argmax(axis=1)][mended].sum())
 
         unlabelled = _iou(truth[0], human[0]).max(axis=1, initial=0) < SAME
         hits = (_overlap(pseudo, truth) >= SAME) & assignment.missing[:, None] & unlabelled
@@ -101,8 +112,10 @@ class Tally:
             "dropped": share(self.dropped, self.human),
             "dropped rightly": share(self.dropped_rightly, self.dropped),
             "replaced": share(self.replaced, self.human),
-            "replaced IoU before": share(self.before, self.replaced),
-            "replaced IoU after": share(self.after, self.replaced),
+            "mending an image": share(self.mending, self.images),
+            "mending precision": share(self.mending_rightly, self.mending),
+            "mended IoU before": share(self.before, self.mended),
+            "mended IoU after": share(self.after, self.mended),
             "found an image": share(self.found, self.images),
             "found precision": share(self.found_rightly, self.found),
             "found recall": share(self.unlabelled_found, self.unlabelled),
@@ -123,9 +136,11 @@ class Tally:
             f"recall {share(self.unlabelled_found, self.unlabelled)}\n"
             f"replaced {self.replaced}: badly drawn "
             f"{share(self.replaced_badly_drawn, self.replaced)} "
-            f"(of all human boxes {share(self.badly_drawn, self.human)}), "
-            f"IoU with the truth before {share(self.before, self.replaced)}, "
-            f"after {share(self.after, self.replaced)}"
+            f"(of all human boxes {share(self.badly_drawn, self.human)})\n"
+            f"replaced, or dropped beside a found box {self.mended}: IoU with the truth before "
+            f"{share(self.before, self.mended)}, after {share(self.after, self.mended)}\n"
+            f"found in their place {self.mending}: precision "
+            f"{share(self.mending_rightly, self.mending)}"
         )
 
 
@@ -183,9 +198,12 @@ def judge(asked: ConfigDict, checkpoint_path: str, clean_path: str, images: int)
     def teach(batch: Batch) -> stepping.TeacherOutput:
         batch = pixels.normalise(batch, config.data.mean, config.data.std)
         assert batch.weak is not None and batch.strong is not None  # as start_step is 0
-        criteria = mending.criteria(model, params, batch, method, lambda counts: counts)
-        key = jax.random.key(0)
-        return stepping.teach(model, params, batch.weak, batch.strong, key, method, criteria)[0]
+        criteria = judging.of_step(model, params, batch, method, lambda counts: counts)
+        output, _ = stepping.teach(
+            model, params, batch.weak, batch.strong, method, criteria,
+            hard=method.gt_score_threshold, soften=False,
+        )  # fmt: skip
+        return output
 
     stream = batches.train_batches(
         dataset,

@@ -113,10 +113,13 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"config.{name} is {values[name]!r}: {field.rule.text}")
     if values.get("mixtraining.auto_count") and values.get("mixtraining.auto_agreement"):
         raise UserError("config.mixtraining: set auto_count or auto_agreement, not both")
-    if values.get("mixtraining.auto_rating") and not values.get("mixtraining.rate_given_object"):
-        raise UserError("config.mixtraining.auto_rating needs rate_given_object=True")
-    soft = values.get("mixtraining.label_share", 1) < 1 or values.get("mixtraining.auto_share")
-    if soft and not values.get("mixtraining.soft_background", True):
+    chosen, found = (
+        values.get("mixtraining.label_share", 1) < 1,
+        values.get("mixtraining.auto_share"),
+    )
+    if chosen and found:
+        raise UserError("config.mixtraining: set label_share or auto_share, not both")
+    if (chosen or found) and not values.get("mixtraining.soft_background", True):
         raise UserError("config.mixtraining: soft labels need soft_background=True")
     stages = {name: len(values.get(f"model.roi_head.{name}", ())) for name in STAGES}
     if len(set(stages.values())) > 1:

@@ -241,9 +241,6 @@ MIXTRAINING: Group = {
     "auto_share": Field(
         False, "beyond the paper: soft labels, as hard as the teacher agrees with people"
     ),
-    "auto_rating": Field(
-        False, "beyond the paper: replaces both thresholds of ratings, see docs/method.md"
-    ),
     "must_agree": Field(False, "beyond the paper: pseudo boxes are there in the mirrored view too"),
     "agreement_iou": Field(0.7, "IoU with which a detection is there in the mirrored view", _SHARE),
     "auto_agreement": Field(

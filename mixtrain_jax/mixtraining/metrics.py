@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from mixtrain_jax.mixtraining.criteria import Criteria
 from mixtrain_jax.mixtraining.targets import BoxAssignment
 from mixtrain_jax.models.roi_heads import StageRecord
 from mixtrain_jax.types import Array, Detections, Targets, View
@@ -51,6 +52,24 @@ def of_half(
     return metrics
 
 
+def of_boxes(assignment: BoxAssignment, suffix: str, sum_over_devices: Sum) -> Metrics:
+    """Says what became of boxes, as means over images."""
+    images = sum_over_devices(jnp.float32(len(assignment.kept)))
+    return {
+        f"boxes/{name}{suffix}": sum_over_devices(mask.sum()) / images
+        for name, mask in assignment._asdict().items()
+    }
+
+
+def of_criteria(criteria: Criteria) -> Metrics:
+    """Says by what a step judges boxes."""
+    metrics: Metrics = {"teacher/least_score": criteria.least_score}
+    if criteria.shares is not None:
+        named, drawn = criteria.shares
+        metrics |= {"teacher/class_share": named, "teacher/box_share": drawn}
+    return metrics
+
+
 def of_teacher(
     human: Targets,
     ratings: Array,
@@ -67,10 +86,7 @@ def of_teacher(
     `step.TeacherOutput` for the arguments.
     """
     images = sum_over_devices(jnp.float32(len(strong.image)))
-    metrics: Metrics = {
-        f"boxes/{name}": sum_over_devices(mask.sum()) / images
-        for name, mask in assignment._asdict().items()
-    }
+    metrics = of_boxes(assignment, "", sum_over_devices)
     metrics["boxes/human"] = sum_over_devices(human.valid.sum()) / images
     easy = assignment.kept | assignment.replaced
     shrink = jnp.abs(jnp.linalg.det(strong.matrix[:, :2, :2]))[:, None]

@@ -3,7 +3,8 @@
 The teacher sees the weak view, finds boxes of its own and rates the human ones; targets are
 combined; the student learns from the normal and the strong view, and the teacher has its say in the
 loss. What comes out are gradients; `training/update.py` applies them and lets the teacher follow
-the student. Plain training is the same on a batch without a mixed half.
+the student. Plain training is the same on a batch without a mixed half. Beyond the paper, the
+teacher can do for the normal half what it does for the mixed one.
 """
 
 from collections.abc import Callable
@@ -12,10 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mixtrain_jax.mixtraining import mending
+from mixtrain_jax.mixtraining import criteria as judging
 from mixtrain_jax.mixtraining import metrics as measuring
 from mixtrain_jax.mixtraining import targets as mixing
 from mixtrain_jax.mixtraining import teacher as teaching
+from mixtrain_jax.mixtraining.criteria import Criteria
 from mixtrain_jax.mixtraining.metrics import Metrics
 from mixtrain_jax.models.detector import Detector, bind
 from mixtrain_jax.models.roi_heads import Say
@@ -73,20 +75,21 @@ def gradients(
     human = Targets(batch.normal.boxes, batch.normal.labels, batch.normal.valid)
     normal: tuple[Targets, Say | None] = (human, None)
     if batch.weak is not None and batch.strong is not None:
-        criteria = mending.criteria(model, teacher, batch, config, sum_over_devices)
-        output, say = teach(model, teacher, batch.weak, batch.strong, key, config, criteria)
-        teacher_metrics = measuring.of_teacher(
+        criteria = judging.of_step(model, teacher, batch, config, sum_over_devices)
+        drop_path = config.teacher_drop_path
+        keys = image_keys(jax.random.fold_in(key, 1), batch.weak) if drop_path else None
+        output, say = teach(
+            model, teacher, batch.weak, batch.strong, config, criteria,
+            hard=config.gt_score_threshold, soften=config.soft_background, keys=keys,
+        )  # fmt: skip
+        targets, normal_say, of_normal = normal_half(
+            model, teacher, batch.normal, config, criteria, sum_over_devices
+        )
+        normal = targets, normal_say
+        teacher_metrics = of_normal | measuring.of_criteria(criteria) | measuring.of_teacher(
             output.human, output.ratings, output.found, output.exact, output.assignment,
             batch.strong, sum_over_devices,
         )  # fmt: skip
-        targets, normal_say, more = mending.normal_half(
-            model, teacher, batch.normal, criteria, config, sum_over_devices
-        )
-        normal = targets, normal_say
-        teacher_metrics |= more | {"teacher/least_score": criteria.least_score}
-        if criteria.shares is not None:
-            named, drawn = criteria.shares
-            teacher_metrics |= {"teacher/class_share": named, "teacher/box_share": drawn}
     differentiate = jax.value_and_grad(student_loss, has_aux=True)
     (_, metrics), grads = differentiate(
         student, batch, output, say, key, model, config, sum_over_devices, normal
@@ -99,9 +102,12 @@ def teach(
     teacher: Params,
     weak: View,
     strong: View,
-    key: Array,
     config: Any,
-    criteria: mending.Criteria | None = None,
+    criteria: Criteria,
+    *,
+    hard: float,
+    soften: bool,
+    keys: Array | None = None,
 ) -> tuple[TeacherOutput, Say | None]:
     """The teacher's part: it sees the weak view, and makes mixed targets for the strong view.
 
@@ -110,17 +116,17 @@ def teach(
       teacher: its parameters.
       weak: the images as the teacher sees them.
       strong: the same images as the student sees them.
-      key: PRNG key of this step.
       config: `config.mixtraining`.
-      criteria: by which it is done; None: the config's threshold, and all classes as they are.
+      criteria: by which it is done.
+      hard: the rating at or below which human boxes are left out.
+      soften: the teacher has its say in the student's loss.
+      keys: [B] PRNG keys that switch the teacher's stochastic depth on.
 
     Returns:
       What the teacher made of the images, and what has its say in the student's loss (or None).
     """
     human = Targets(strong.boxes, strong.labels, strong.valid)
-    keys = image_keys(jax.random.fold_in(key, 1), weak) if config.teacher_drop_path else None
     view = teaching.see(model, teacher, weak, strong, keys)
-    criteria = criteria or mending.Criteria(jnp.float32(config.pseudo_score_threshold))
     found, exact = teaching.find(model, teacher, view, criteria.least_score, criteria.balance)
     if config.must_agree:
         agreed = teaching.agrees(model, teacher, weak, found, config.agreement_iou)
@@ -134,14 +140,53 @@ def teach(
         given_object=config.rate_given_object, balance=criteria.balance,
     )  # fmt: skip
     pseudo = teaching.pseudo_boxes(found, view, strong.size)
-    combined, assignment = mixing.combine(human, ratings, pseudo, config, criteria.hard)
+    combined, assignment = mixing.combine(human, ratings, pseudo, config, hard)
     output = TeacherOutput(found, human, ratings, combined, assignment, exact)
     say = None
-    if config.soft_background:
-        say = mending.teachers_say(
-            model, teacher, view, human, assignment.dropped, combined, strong.size, criteria.shares
-        )
+    if soften:
+        left_out = Targets(human.boxes, human.labels, assignment.dropped)
+        say = teaching.say(model, teacher, view, strong.size, criteria.shares, combined, left_out)
     return jax.lax.stop_gradient(output), say
+
+
+def normal_half(
+    model: Detector,
+    teacher: Params,
+    view: View,
+    config: Any,
+    criteria: Criteria,
+    sum_over_devices: Sum,
+) -> tuple[Targets, Say | None, Metrics]:
+    """What the normal half is trained on: its human boxes or, with `mend_normal`, mixed targets.
+
+    Weak and strong view are the same here, so no box is left out as too hard: only where the
+    teacher rates it as low as a wrong one, at or below `normal_gt_score_threshold`.
+
+    Args:
+      model: the detector.
+      teacher: its parameters.
+      view: the normal half.
+      config: `config.mixtraining`.
+      criteria: by which it is done.
+      sum_over_devices: sums arrays over all devices.
+
+    Returns:
+      The targets, what has its say in the loss (or None), and metrics over all devices.
+    """
+    human = Targets(view.boxes, view.labels, view.valid)
+    if config.mend_normal:
+        output, say = teach(
+            model, teacher, view, view, config, criteria,
+            hard=config.normal_gt_score_threshold, soften=config.soften_normal,
+        )  # fmt: skip
+        counts = measuring.of_boxes(output.assignment, "_normal", sum_over_devices)
+        return output.targets, say, counts
+    if config.soften_normal:
+        seen = teaching.see(model, teacher, view, view)
+        nothing = Targets(human.boxes, human.labels, jnp.zeros_like(human.valid))
+        shares = criteria.shares
+        return human, teaching.say(model, teacher, seen, view.size, shares, human, nothing), {}
+    return human, None, {}
 
 
 def student_loss(

@@ -34,7 +34,7 @@ class BoxAssignment(NamedTuple):
 
 
 def combine(
-    human: Targets, ratings: Array, pseudo: Targets, config: Any, hard: Array | float | None = None
+    human: Targets, ratings: Array, pseudo: Targets, config: Any, hard: float | None = None
 ) -> tuple[Targets, BoxAssignment]:
     """Joins human and pseudo boxes into the targets of a view.
 
@@ -54,7 +54,8 @@ def combine(
         easy &= ratings > threshold
     overlaps = box_ops.iou(human.boxes, pseudo.boxes) > config.iou_threshold
     overlaps &= human.valid[..., :, None] & pseudo.valid[..., None, :]
-    doubted = ratings <= config.replace_score_threshold  # all of them at 1, as in the paper
+    # All of them at 1, as in the paper; a box that is left out is doubted at any.
+    doubted = ~easy | (ratings <= config.replace_score_threshold)
     stands_in = (overlaps & doubted[..., None]).any(-2)
 
     replaced = easy & doubted & overlaps.any(-1) & config.replace_boxes

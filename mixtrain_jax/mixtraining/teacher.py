@@ -170,6 +170,24 @@ def classes_of(model: Detector, teacher: Params, view: TeacherView, boxes: Array
     return _normalised(probabilities[..., :-1])
 
 
+def say(
+    model: Detector,
+    teacher: Params,
+    view: TeacherView,
+    size: Array,
+    shares: tuple[Array, Array] | None,
+    targets: Targets,
+    left_out: Targets,
+) -> Say:
+    """Returns what has its say in the student's loss: soft labels or, without shares, background.
+
+    See `soften_labels` for the arguments, and `weigh_background`.
+    """
+    if shares is None:
+        return weigh_background(model, teacher, view)
+    return soften_labels(model, teacher, view, size, shares, targets, left_out)
+
+
 def weigh_background(model: Detector, teacher: Params, view: TeacherView) -> Say:
     """Returns what says of RoIs in the strong view how much they look like background.
 

@@ -249,7 +249,7 @@ def test_values_that_cannot_work_are_refused(field, text, message):
     [
         ({"auto_count": "0.3", "auto_agreement": "0.9"}, "set auto_count or auto_agreement"),
         ({"label_share": "0.3", "soft_background": "False"}, "soft labels need soft_background"),
-        ({"auto_rating": "True"}, "auto_rating needs rate_given_object=True"),
+        ({"label_share": "0.3", "auto_share": "True"}, "set label_share or auto_share"),
         ({"auto_share": "True", "soft_background": "False"}, "soft labels need soft_background"),
     ],
 )

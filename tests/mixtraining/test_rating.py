@@ -10,6 +10,7 @@ from mixtrain_jax.config import load as configs
 from mixtrain_jax.data.views import geometry
 from mixtrain_jax.mixtraining import step as steps
 from mixtrain_jax.mixtraining import teacher as teaching
+from mixtrain_jax.mixtraining.criteria import Criteria
 from mixtrain_jax.types import Detections, View
 
 SIZE = np.array([400, 400])
@@ -49,9 +50,10 @@ def rated(monkeypatch, which, matrix):
     monkeypatch.setattr(teaching, "bind", lambda model, params: stub)
     monkeypatch.setattr(teaching, "find", lambda *given: (found, jnp.ones(1, bool)))
     method = configs.load("faster").mixtraining
-    method.update(rate_boxes=which, soft_background=False)
+    method.rate_boxes = which
     weak, strong = view(BOXES, np.eye(3)), view(BOXES, matrix)
-    output, _ = steps.teach(None, None, weak, strong, None, method)
+    criteria = Criteria(jnp.float32(0.9))
+    output, _ = steps.teach(None, None, weak, strong, method, criteria, hard=0.9, soften=False)
     return asked[0], np.asarray(output.ratings[0])
 
 

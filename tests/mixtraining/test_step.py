@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from mixtrain_jax.mixtraining import step as steps
+from mixtrain_jax.mixtraining.criteria import Criteria
 from mixtrain_jax.models.roi_heads import Opinion
 from mixtrain_jax.types import Targets
 from tests.mixtraining import small
@@ -68,7 +69,10 @@ def test_normal_half_ignores_the_mixed_half(world):
 
     @jax.jit
     def gradient(batch):
-        output, say = steps.teach(model, state.teacher, batch.weak, batch.strong, key, method)
+        output, say = steps.teach(
+            model, state.teacher, batch.weak, batch.strong, method, Criteria(jnp.float32(0.9)),
+            hard=0.9, soften=True,
+        )  # fmt: skip
         loss = lambda p: steps.student_loss(  # noqa: E731
             p, batch, output, say, key, model, method, lambda x: x
         )[0]

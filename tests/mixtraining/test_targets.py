@@ -45,6 +45,16 @@ def entry(boxes, labels, i):
     return (*map(float, boxes[i]), labels[i])
 
 
+@pytest.mark.parametrize("rating", [0.2, 0.4])
+def test_a_box_that_is_left_out_does_not_take_its_pseudo_box_along(rating):
+    """Rated above the limit of replacing or below it: the teacher's box stands in for it."""
+    config = method(gt_score_threshold=0.5, replace_score_threshold=0.3)
+    targets, assignment = combine([0.95, 0.95, rating, 0], config)
+    assert assignment.dropped[0].tolist() == [False, False, True, False]
+    assert assignment.mending[0].tolist() == [True, False, False]
+    assert entry(PSEUDO, PSEUDO_LABELS, 0) in listed(targets)
+
+
 def test_kept_dropped_replaced_and_found():
     targets, assignment = combine([0.95, 0.2, 0.99, 0.99], method())
     assert listed(targets) == {

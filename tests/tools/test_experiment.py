@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from mixtrain_jax.config import load
 from tools import experiment
 from tools.experiments import labels, suites, tables
 
@@ -62,6 +63,58 @@ def test_a_killed_copy_of_the_common_part_is_made_again(output, tmp_path):
     names = [path.name for path in (tmp_path / "runs" / "missing_only-0").iterdir()]
     assert names == ["checkpoints"]
     assert (tmp_path / "runs" / "missing_only-0" / "checkpoints" / "2" / "student").is_dir()
+
+
+def test_the_common_part_is_trained_anew_where_only_its_figures_are_kept(tmp_path, monkeypatch):
+    suite = suites.SUITES["una30"]._replace(make=tiny, first=0)
+    made = experiment.Experiment(suite, None, tmp_path)
+    ran = []
+
+    def train(module, arguments, name):
+        ran.append((module, name))
+        start = tmp_path / "runs" / name / "checkpoints" / str(suite.start_step)
+        start.mkdir(parents=True, exist_ok=True)
+
+    monkeypatch.setattr(made, "_run", train)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "plain-3.json").write_text("{}")
+    made.train(suites.MISSING_ONLY, 3)
+    assert ran == [("mixtrain_jax.train", "plain-3"), ("mixtrain_jax.train", "missing_only-3")]
+    assert (tmp_path / "runs" / "missing_only-3" / "checkpoints" / "1200").is_dir()
+
+
+@pytest.mark.parametrize("name", suites.SUITES)
+def test_no_two_arms_of_a_suite_are_the_same_run(name):
+    suite = suites.SUITES[name]
+    asked = {}
+    for arm in suite.arms:
+        flags = {f"mixtraining.{field}": value for field, value in arm.flags.items()}
+        config = load.load(suite.recipe_of(arm), flags)
+        same = asked.setdefault((arm.labels, repr(config.to_dict())), arm.name)
+        assert same == arm.name
+
+
+def test_rows_of_the_ablation_differ_from_full_by_what_they_say():
+    suite = suites.SUITES["ablation"]
+    arms = {arm.name: arm for arm in suite.arms}
+    switches = ("mixed_augmentation", "replace_boxes", "add_missing", "soft_background")
+
+    def of_row(name):
+        flags = {f"mixtraining.{field}": value for field, value in arms[name].flags.items()}
+        method = load.load(suite.recipe_of(arms[name]), flags).mixtraining.to_dict()
+        rest = {field: value for field, value in method.items() if field not in switches}
+        return [method[field] for field in switches], rest
+
+    expected = {
+        "full": [True, True, True, True],
+        "mixed_augmentation": [True, False, False, True],
+        "replace_only": [True, True, False, True],
+        "missing_only": [True, False, True, True],
+        "hard_background": [True, True, True, False],
+    }
+    rows = {name: of_row(name) for name in expected}
+    assert {name: row[0] for name, row in rows.items()} == expected
+    assert all(row[1] == rows["full"][1] for row in rows.values())
 
 
 def test_repaired_labels_are_audited_once_and_without_clean_ones(tmp_path, monkeypatch):

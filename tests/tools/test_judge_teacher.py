@@ -37,7 +37,27 @@ def test_counts_of_an_image():
     assert tally.unlabelled == 3
     assert (tally.found, tally.found_rightly, tally.unlabelled_found) == (3, 1, 1)
     np.testing.assert_allclose([tally.before, tally.after], [6 / 14, 10 / 11], rtol=1e-6)
+    assert (tally.mending, tally.mending_rightly, tally.mended) == (1, 1, 1)
     assert "precision 0.333, recall 0.333" in tally.report()
+
+
+def test_a_found_box_that_stands_in_for_a_dropped_one():
+    truth = boxes((0, 0, 10, 10, 0), (20, 0, 30, 10, 1))
+    human = boxes((2, 0, 12, 10, 0), (50, 0, 60, 10, 1), (0, 0, 10, 10, 1))
+    pseudo = boxes((1, 0, 11, 10, 0), (20, 0, 30, 10, 0))
+    dropped, none = np.array([True, True, False]), np.zeros(3, bool)
+    assignment = BoxAssignment(
+        kept=~dropped, replaced=none, dropped=dropped,
+        mending=np.array([True, False]), missing=np.array([False, True]),
+    )  # fmt: skip
+    tally = judge_teacher.Tally()
+    tally.add(human, pseudo, assignment, truth)
+    figures = tally.figures()
+    assert (figures["mending an image"], figures["mending precision"]) == (1, 1)
+    before, after = figures["mended IoU before"], figures["mended IoU after"]
+    np.testing.assert_allclose([before, after], [8 / 12, 9 / 11], rtol=1e-6)
+    assert tally.mended == 1 and tally.replaced == 0
+    assert figures["found precision"] == 0
 
 
 def test_an_image_without_boxes():

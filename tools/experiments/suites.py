@@ -96,6 +96,8 @@ SOFT = {
     "auto_count": "0.3",
 }
 FULL_SOFT = Arm("full_soft", flags={**OFF, **ALL, **SOFT}, after="plain")
+SHARE = {"label_share": "1.0", "auto_share": "true"}
+FULL_SOFT_AUTO = Arm("full_soft_auto", flags={**OFF, **ALL, **SOFT, **SHARE}, after="plain")
 REPAIRED = Arm("plain_repaired_labels", "plain", labels="repaired")
 CEILING = Arm("plain_clean_labels", "plain", labels="clean")
 STRONG = (Arm("plain_strong", "strong"), Arm("plain_random", "random"))
@@ -116,7 +118,7 @@ OVERFIT = {
     "checkpoint.keep": "7",
 }
 NOISY_ARMS = (
-    PLAIN, *STRONG, MISSING_ONLY, FULL_AUTO, FULL_MENDED, FULL_SOFT, CEILING, REPAIRED
+    PLAIN, *STRONG, MISSING_ONLY, FULL_AUTO, FULL_MENDED, FULL_SOFT, FULL_SOFT_AUTO
 )  # fmt: skip
 
 
@@ -124,7 +126,8 @@ def _noise(kind: str, level: float) -> Suite:
     def make(source: pathlib.Path | None, output: pathlib.Path, seed: int) -> Files:
         return labels.shapes(source, output, kind, level, seed, train=400, held_out=100, val=200)
 
-    return Suite("cells", make, NOISY_ARMS, OVERFIT, start_step=1200, first=1500)
+    better = (CEILING, REPAIRED) if level else ()
+    return Suite("cells", make, (*NOISY_ARMS, *better), OVERFIT, start_step=1200, first=1500)
 
 
 def _tiny(source: pathlib.Path | None, output: pathlib.Path, seed: int) -> Files:

@@ -1,12 +1,11 @@
-"""Beyond the paper: thresholds found in the data, a mended normal half, and soft labels.
+"""By what a step judges boxes: beyond the paper, all of it found in the step's own data.
 
-Where labels are wrong, the normal half of a batch goes on teaching what is wrong with them, such as
-that an object without a box is background. And no score that human boxes suggest is the right
-threshold: what people leave out is often another sort (small, cut by the border) than what they
-draw. But the teacher can tell: an object is found again, in nearly the same place, when the image
-is mirrored; a false detection often is not. Where most labels are wrong, no threshold is right:
-there labels are soft, and the teacher's classes are held to be as common as people's. All of this
-is off in the paper's recipes.
+Where labels are wrong, no score that human boxes suggest is the right threshold: what people leave
+out is often another sort (small, cut by the border) than what they draw. But the teacher can tell:
+an object is found again, in nearly the same place, when the image is mirrored; a false detection
+often is not. Where most labels are wrong, no threshold is right: there labels are soft, and in
+ratings and scores the teacher's classes are held to be as common as people's. All of this is off in
+the paper's recipes.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,12 +14,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mixtrain_jax.mixtraining import targets as mixing
 from mixtrain_jax.mixtraining import teacher as teaching
 from mixtrain_jax.models.detector import Detector
-from mixtrain_jax.models.roi_heads import Say
 from mixtrain_jax.ops import boxes as box_ops
-from mixtrain_jax.types import Array, Batch, Params, Targets, View
+from mixtrain_jax.types import Array, Batch, Params, View
 
 Sum = Callable[[Any], Any]
 
@@ -38,16 +35,14 @@ class Criteria(NamedTuple):
         None: they are as they are.
       shares: of the labels in class targets, and of the true boxes in the boxes' targets; None:
         there are no soft labels.
-      hard: [] float32, the rating at or below which human boxes are left out; None: the config's.
     """
 
     least_score: Array
     balance: Array | None = None
     shares: tuple[Array, Array] | None = None
-    hard: Array | None = None
 
 
-def criteria(
+def of_step(
     model: Detector, teacher: Params, batch: Batch, config: Any, sum_over_devices: Sum
 ) -> Criteria:
     """Returns what this step judges by.
@@ -62,29 +57,13 @@ def criteria(
     balance = None
     if config.balance_classes:
         balance = class_balance(model, teacher, batch, sum_over_devices)
-    shares, hard = None, None
-    if config.label_share < 1:
+    shares = None
+    if config.auto_share:
+        shares = agreement(model, teacher, batch, sum_over_devices, balance)
+    elif config.label_share < 1:
         shares = (jnp.float32(config.label_share),) * 2
-    if config.auto_share or config.auto_rating:
-        agreed = agreement(model, teacher, batch, sum_over_devices, balance)
-        shares = agreed if config.auto_share else shares
-        hard = even_rating(agreed[0], model.num_classes) if config.auto_rating else None
     least = least_score(model, teacher, batch, config, sum_over_devices, balance)
-    return Criteria(least, balance, shares, hard)
-
-
-def even_rating(share: Array, classes: int) -> Array:
-    """The rating at which a label is as likely to be wrong as right, by Bayes' rule.
-
-    Before the teacher is asked, a label is right with probability `share`, and else any of the
-    other classes. What it then says of the class, given that there is an object, is taken for the
-    chance of the evidence.
-
-    Args:
-      share: [] float32, how often labels are right.
-      classes: number of classes, 2 at least.
-    """
-    return (1 - share) / (1 - share + share * (classes - 1))
+    return Criteria(least, balance, shares)
 
 
 def agreement(
@@ -200,88 +179,3 @@ def least_score(
         return jnp.min(jnp.where(found <= config.auto_count * human, levels, 1.0))
     good = (found >= FEWEST) & (agreeing >= config.auto_agreement * found)
     return jnp.min(jnp.where(good, levels, 1.0))
-
-
-def teachers_say(
-    model: Detector,
-    teacher: Params,
-    seen: teaching.TeacherView,
-    human: Targets,
-    left_out: Array,
-    targets: Targets,
-    size: Array,
-    shares: tuple[Array, Array] | None,
-) -> Say:
-    """Returns what has its say in the student's loss: a soft background or soft labels.
-
-    Args:
-      model: the detector.
-      teacher: its parameters.
-      seen: the teacher's view.
-      human: human boxes in pixels of the student's view.
-      left_out: [B, N] bool, those that are no targets.
-      targets: [B, M] what the student is to find, in the same pixels.
-      size: [B, 2] int32 height and width of the student's view.
-      shares: those of the step's criteria; None: a soft background.
-    """
-    if shares is None:
-        return teaching.weigh_background(model, teacher, seen)
-    others = Targets(human.boxes, human.labels, left_out)
-    return teaching.soften_labels(model, teacher, seen, size, shares, targets, others)
-
-
-def normal_half(
-    model: Detector,
-    teacher: Params,
-    view: View,
-    criteria: Criteria,
-    config: Any,
-    sum_over_devices: Sum,
-) -> tuple[Targets, Say | None, dict[str, Array]]:
-    """Targets of the normal half: its human boxes or, with `mend_normal`, mixed targets.
-
-    They are made as those of the mixed half are, of what the teacher says of the same view: its
-    boxes replace human ones or join them. Only nothing is too hard here: human boxes are left out
-    where it rates them as low as wrong ones, at or below `normal_gt_score_threshold`.
-
-    Args:
-      model: the detector.
-      teacher: its parameters.
-      view: the normal half.
-      criteria: by which it is done.
-      config: `config.mixtraining`.
-      sum_over_devices: sums arrays over all devices.
-
-    Returns:
-      The targets, what has its say in the loss (or None), and metrics over all devices.
-    """
-    human = Targets(view.boxes, view.labels, view.valid)
-    if not (config.mend_normal or config.soften_normal):
-        return human, None, {}
-    seen = teaching.see(model, teacher, view, view)
-    if not config.mend_normal:
-        nothing = jnp.zeros_like(human.valid)
-        soft = teachers_say(model, teacher, seen, human, nothing, human, view.size, criteria.shares)
-        return human, soft, {}
-    found, _ = teaching.find(model, teacher, seen, criteria.least_score, criteria.balance)
-    valid = found.valid
-    if config.must_agree:
-        valid = teaching.agrees(model, teacher, view, found, config.agreement_iou)
-    pseudo = Targets(found.boxes, found.labels, valid)
-    ratings = teaching.rate(
-        model, teacher, seen, human,
-        given_object=config.rate_given_object, balance=criteria.balance,
-    )  # fmt: skip
-    hard = config.normal_gt_score_threshold if criteria.hard is None else criteria.hard
-    combined, assignment = mixing.combine(human, ratings, pseudo, config, hard)
-    say: Say | None = None
-    if config.soften_normal:
-        say = teachers_say(
-            model, teacher, seen, human, assignment.dropped, combined, view.size, criteria.shares
-        )
-    images = sum_over_devices(jnp.float32(len(view.image)))
-    metrics = {
-        f"boxes/{name}_normal": sum_over_devices(mask.sum()) / images
-        for name, mask in assignment._asdict().items()
-    }
-    return jax.lax.stop_gradient(combined), say, metrics

@@ -1,0 +1,161 @@
+"""By what a step judges, with a detector that says what the test wants."""
+
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mixtrain_jax.mixtraining import criteria as judging
+from mixtrain_jax.mixtraining import teacher as teaching
+from mixtrain_jax.types import Batch, Targets
+from tests.mixtraining.stub import Stub, config, detections, one, seen_from, view
+
+
+@pytest.fixture
+def detector(monkeypatch):
+    """What the stub finds, to be filled in."""
+    stub = Stub()
+    monkeypatch.setattr(teaching, "bind", lambda model, params: stub)
+    return stub.found
+
+
+def least_score(config, *views):
+    weak, normal = views if len(views) == 2 else (*views, None)
+    return judging.least_score(None, None, Batch(normal, weak, weak), config, one)
+
+
+def test_threshold_is_the_constant_or_where_the_mirrored_view_agrees(detector):
+    assert least_score(config(pseudo_score_threshold=0.25), None) == np.float32(0.25)
+    places = [[0, 3 * n, 4, 3 * n + 3] for n in range(20)]
+    mirrored = [[36, 3 * n, 40, 3 * n + 3] for n in range(20)]
+    scores = [0.955 - 0.04 * n for n in range(20)]
+    detector["upright"] = detections(places, [0] * 20, scores)
+    labels = [1 if n in (8, 12, 13, 14, 15, 16, 17, 18, 19) else 0 for n in range(20)]
+    detector["mirrored"] = detections(mirrored, labels, [0.1] * 20)
+    # 11 of the first 12 agree and no more after: 11 of 13, 11 of 14, ..., 11 of 20
+    for share, expected in ((0.9, 0.48), (0.8, 0.44), (0.55, 0.0), (1.0, 1.0)):
+        least = least_score(config(auto_agreement=share), view([], []))
+        assert least == pytest.approx(expected)
+    human = view(places[:11], [0] * 11)  # the others are nine, too few to tell
+    assert least_score(config(auto_agreement=0.1), human) == 1
+    both = config(auto_agreement=0.1, mend_normal=True)  # nine in each half are enough
+    assert least_score(both, human, human) < 1
+
+
+def test_threshold_by_count_finds_at_most_a_share_of_what_people_drew(detector):
+    scores = [0.955 - 0.05 * n for n in range(15)]
+    detector["upright"] = detections([[0, 0, 4, 4]] * 15, [0] * 15, scores)
+    human = view([[0, 0, 4, 4]] * 4, [0] * 4)  # overlapped or not, and whatever is found
+    for count, found in ((0.5, 2), (0.7, 2), (1.0, 4), (2.0, 8), (10.0, 15)):
+        least = least_score(config(auto_count=count), human)
+        assert sum(score > least for score in scores) == found
+    both = least_score(config(auto_count=0.5, mend_normal=True), human, view([], []))
+    assert both == pytest.approx(0.91)  # what the first half finds, the other finds too
+    assert least_score(config(auto_count=0.5), view([], [])) == 0.96
+
+
+def test_threshold_by_count_is_of_balanced_scores(detector):
+    detector["upright"] = detections([[0, 0, 4, 4]] * 2, [0, 1], [0.5, 0.4])
+    batch = Batch(None, view([[0, 0, 4, 4]], [0]), None)
+    least = judging.least_score(
+        None, None, batch, config(auto_count=1.0), one, jnp.array([0.5, 2.0])
+    )
+    assert least == np.float32(0.34)
+    found, _ = teaching.find(
+        None, None, teaching.TeacherView((jnp.ones((1, 1, 1, 1)),), *[None] * 3), least,
+        jnp.array([0.5, 2.0]),
+    )  # fmt: skip
+    np.testing.assert_allclose(found.scores[0], [1 / 3, 4 / 7], rtol=1e-6)  # odds of 1/2 and 4/3
+    np.testing.assert_array_equal(found.valid[0], [False, True])
+
+
+def test_balanced_scores_are_probabilities(detector):
+    detector["upright"] = detections([[0, 0, 4, 4]] * 3, [0] * 3, [1.0, 0.9, 0.0])
+    seen = teaching.TeacherView((jnp.ones((1, 1, 1, 1)),), *[None] * 3)
+    for balance in (0.1, 1.0, 9.0):
+        found, _ = teaching.find(None, None, seen, 0.0, jnp.array([balance]))
+        odds = 9 * balance
+        np.testing.assert_allclose(found.scores[0], [1, odds / (odds + 1), 0], rtol=1e-6)
+    none = judging.least_score(
+        None, None, Batch(None, view([], []), None), config(auto_count=1.0), one, jnp.array([9.0])
+    )
+    assert not (found.scores > none).any()
+
+
+def test_labels_are_as_hard_as_the_teacher_agrees(detector):
+    """Of three boxes it names two; one it draws with IoU .8, two with .6; one is padding."""
+    detector["probabilities"] = jnp.array(
+        [[[0.3, 0.1, 0.6], [0.1, 0.2, 0.7], [0.1, 0.2, 0.7], [0.9, 0.1, 0.0]]]
+    )
+    human = view([[0, 0, 10, 10], [20, 20, 30, 30], [0, 20, 10, 30], [0, 0, 0, 0]], [0, 1, 0, 0])
+    human = human.replace(valid=jnp.array([[True, True, True, False]]))
+    detector["moved"] = jnp.array([[[0.0, 0, 0, -2], [0, 4, 0, 0], [0, 0, -4, 0], [0, 0, 0, 0]]])
+    model = SimpleNamespace(num_classes=2)
+    both = Batch(human, human, human)
+    made = judging.of_step(model, None, both, config(auto_share=True), one)
+    np.testing.assert_allclose(made.shares, [2 / 3, 1 / 3], rtol=1e-6)
+    unnamed = human.replace(labels=1 - human.labels)
+    made = judging.of_step(model, None, Batch(unnamed, unnamed, None), config(auto_share=True), one)
+    np.testing.assert_allclose(made.shares, [1 / 3, 1 / 3], rtol=1e-6)
+    shares = judging.agreement(model, None, both, one, jnp.array([0.1, 1.0]))
+    np.testing.assert_allclose(shares[0], 1 / 3, rtol=1e-6)  # all are named the second class
+    nothing = human.replace(valid=jnp.zeros((1, 4), bool))
+    made = judging.of_step(model, None, Batch(nothing, nothing, None), config(auto_share=True), one)
+    np.testing.assert_array_equal(made.shares, [1, 1])
+    made = judging.of_step(model, None, both, config(label_share=0.25), one)
+    np.testing.assert_array_equal(made.shares, [0.25, 0.25])
+    made = judging.of_step(model, None, both, config(balance_classes=True), one)
+    assert made.shares is None
+    expected = judging.class_balance(model, None, both, one)
+    np.testing.assert_array_equal(made.balance, expected)
+
+
+def test_classes_are_balanced_by_what_people_say_of_the_same_boxes(detector):
+    detector["probabilities"] = jnp.array([[[0.6, 0.2, 0.2], [0.1, 0.1, 0.8], [0.9, 0.1, 0.0]]])
+    human = view([[0, 0, 9, 9], [20, 20, 30, 30], [0, 0, 0, 0]], [1, 1, 0])
+    human = human.replace(valid=jnp.array([[True, True, False]]))
+    model = SimpleNamespace(num_classes=2)
+    balance = judging.class_balance(model, None, Batch(human, human, None), one)
+    said = 1 + 2 * np.array([0.75 + 0.5, 0.25 + 0.5])  # either view, given that there is an object
+    np.testing.assert_allclose(balance, np.array([1, 1 + 4]) / said, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("given_object", "balance", "expected"),
+    [
+        (False, None, [0.6, 0.1]),
+        (True, None, [0.75, 0.5]),
+        (False, [0.5, 2.0], [0.3 / 0.9, 0.2 / 1.05]),
+        (True, [0.5, 2.0], [0.3 / 0.7, 0.2 / 0.25]),
+    ],
+)
+def test_ratings(detector, given_object, balance, expected):
+    detector["probabilities"] = jnp.array([[[0.6, 0.2, 0.2], [0.1, 0.1, 0.8], [0.5, 0.5, 0.0]]])
+    human = Targets(jnp.zeros((1, 3, 4)), jnp.array([[0, 1, 0]]), jnp.array([[True, True, False]]))
+    balance = None if balance is None else jnp.array(balance)
+    seen = seen_from(np.eye(3))
+    rated = teaching.rate(None, None, seen, human, given_object=given_object, balance=balance)
+    np.testing.assert_allclose(rated[0], [*expected, 0], rtol=1e-6)
+
+
+def test_agrees_keeps_what_the_mirrored_view_has_too(detector):
+    upright = [[0, 10, 10, 20], [20, 10, 30, 20], [5, 40, 15, 50], [30, 50, 40, 60]]
+    found = detections(upright, [0, 1, 0, 1], [0.9, 0.8, 0.7, 0.6])
+    # mirrored in 40 columns: the first is there, the second in another class, the third shifted
+    # by 4 of 10 pixels (IoU .43), the fourth is not
+    detector["mirrored"] = detections(
+        [[30, 10, 40, 20], [10, 10, 20, 20], [29, 40, 39, 50]], [0, 0, 0], [0.1, 0.9, 0.9]
+    )
+    for iou, expected in ((0.4, [True, False, True, False]), (0.5, [True, False, False, False])):
+        kept = teaching.agrees(None, None, view([], []), found, iou)
+        np.testing.assert_array_equal(kept[0], expected)
+
+
+def test_agrees_mirrors_within_the_image_and_leaves_the_padding(monkeypatch):
+    stub = Stub()
+    stub.found["mirrored"] = detections(np.zeros((1, 4)), [0], [0.0])
+    monkeypatch.setattr(teaching, "bind", lambda model, params: stub)
+    teaching.agrees(None, None, view([], []), detections([[0, 0, 1, 1]], [0], [1.0]), 0.5)
+    np.testing.assert_array_equal(stub.seen[0][0, 0, :40, 0], np.arange(40, 0, -1))
+    np.testing.assert_array_equal(stub.seen[0][0, 0, 40:, 0], 0)
