@@ -85,7 +85,9 @@ def _write(flags: argparse.Namespace, looked: list[Any]) -> None:
     asked = {name: load.get(flags.config, name) for name in flags.origin.flags.keys() - folder}
     text = recipe.text(found, machine.look(), weights.read(flags.weights), flags.write, asked)
     storage.write(path, text.encode())
-    load.load(str(path))  # it is a config that train takes
+    made = load.load(str(path))  # it is a config that train takes
+    if flags.weights and not made.init_from:
+        print(f"--weights={flags.weights} is left out: a CPU's small network takes none")
     print(f"wrote {path}; train with:\n  {recipe.train_command(machine.look(), flags.write)}")
 
 

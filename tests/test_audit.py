@@ -6,14 +6,17 @@ import shutil
 
 import numpy as np
 import pytest
+from etils import epath
 
 from mixtrain_jax import audit as command
 from mixtrain_jax import cli
 from mixtrain_jax.auditing import dump, ranking
 from mixtrain_jax.config import load as configs
+from mixtrain_jax.config.resolve import resolve
 from mixtrain_jax.data.sources.load import load_dataset, parts
 from mixtrain_jax.errors import UserError
 from mixtrain_jax.evaluation import looks
+from mixtrain_jax.training import folds
 from tests import harness, tiny
 from tests.mixtraining import small
 
@@ -105,6 +108,25 @@ def test_folds_are_trained_without_what_they_judge(run, monkeypatch):
         assert (workdir / "folds" / f"2-{k}" / "checkpoints" / "3").is_dir()
 
 
+@pytest.mark.parametrize("per_epoch", [None, 20])
+def test_folds_take_as_many_steps_as_the_run(shapes, tmp_path, monkeypatch, per_epoch):
+    config = tiny.get_config(shapes, steps=3)
+    config.update(steps=None, epochs=6.0, images_per_epoch=per_epoch)
+    dataset = load_dataset(config.data, "train")
+    trained = []
+
+    def train(asked, workdir, stop, from_scratch):
+        left = load_dataset(asked.data, "train")
+        trained.append((len(left), resolve(asked, train=left).steps))
+        return 0
+
+    monkeypatch.setattr(folds.loop, "train", train)
+    workdir = epath.Path(tmp_path)
+    folds.judges(config, dataset, str(workdir), workdir, "train", 2, None)
+    steps = resolve(config, train=dataset).steps
+    assert trained == [(len(dataset) // 2, steps)] * 2
+
+
 def test_folds_of_other_labels_or_another_config_are_not_taken(run, shapes, tmp_path):
     config, workdir = run
     annotations = tmp_path / "train.json"
@@ -113,9 +135,9 @@ def test_folds_of_other_labels_or_another_config_are_not_taken(run, shapes, tmp_
     path = {"data.train.annotations": str(annotations)}
     copy = tmp_path / "run"
     shutil.copytree(workdir / "folds", copy / "folds")
-    folds = {"workdir": str(copy), "folds": 2}
+    asked = {"workdir": str(copy), "folds": 2}
     with pytest.raises(UserError, match=r"2-0 holds another run: config.data.train.an.*; delete"):
-        command.main(flags((configs.override_all(config, path), copy), **folds))
+        command.main(flags((configs.override_all(config, path), copy), **asked))
     for k in range(2):  # as if it had been this file from the start
         written = copy / "folds" / f"2-{k}" / "config.json"
         before = json.dumps(config.data.train.annotations)
@@ -124,7 +146,7 @@ def test_folds_of_other_labels_or_another_config_are_not_taken(run, shapes, tmp_
         entry["bbox"][2] += 1
     annotations.write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"2-[01] holds another run: its labels: .*; delete"):
-        command.main(flags((configs.override_all(config, path), copy), **folds))
+        command.main(flags((configs.override_all(config, path), copy), **asked))
 
 
 def test_parts_depend_on_ids_and_not_on_their_order():

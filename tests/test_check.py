@@ -10,6 +10,7 @@ from PIL import Image
 
 from mixtrain_jax import check, cli
 from mixtrain_jax.config import load as configs
+from mixtrain_jax.inspection import weights
 
 SIZE = (60, 80)  # height, width
 
@@ -94,6 +95,15 @@ def test_counts_of_a_folder_and_a_recipe(folder, capsys):
     assert f"--config={mine}" in said
     assert run(f"--data={folder}", f"--output={folder.parent}", f"--write={mine}") == cli.BAD_INPUT
     assert "add --overwrite" in capsys.readouterr().err
+
+
+def test_weights_that_a_recipe_does_not_take_are_told(folder, capsys, monkeypatch):
+    made = weights.Weights("some/weights", {"name": "resnet", "depth": 50})
+    monkeypatch.setattr(weights, "read", lambda source: made)
+    mine = folder.parent / "mine.py"
+    assert looked_at(folder, f"--write={mine}", "--weights=some/weights")[0] == 0
+    assert configs.load(str(mine)).init_from == ""
+    assert "--weights=some/weights is left out" in capsys.readouterr().out
 
 
 def test_odd_files_and_splits(folder):

@@ -80,8 +80,8 @@ def judges(
 ) -> list[Judge] | None:
     """Returns the detectors that are to look at a data set, trained first where there are folds.
 
-    Training is that of the run in all but the images left out; each detector is in
-    `workdir`/folds/K-k, where a second start resumes it.
+    Training is that of the run in all but the images left out, with as many steps; each detector is
+    in `workdir`/folds/K-k, where a second start resumes it.
 
     Args:
       asked: the run's config.
@@ -98,10 +98,12 @@ def judges(
     if not folds:
         return [Judge(source, np.arange(len(dataset)))]
     found = []
+    epoch = asked.images_per_epoch or len(dataset)  # of the run, so that a fold has its steps
     for k in range(folds):
         own = workdir / "folds" / f"{folds}-{k}"
         storage.make_directory(own)
-        config = load.override_all(asked, {"data.train.leave_out": f"({k}, {folds})"})
+        left_out = {"data.train.leave_out": f"({k}, {folds})", "images_per_epoch": str(epoch)}
+        config = load.override_all(asked, left_out)
         with hold(own):
             try:
                 # Whether it may start without pretrained weights was decided when the run started.
