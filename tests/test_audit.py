@@ -149,6 +149,15 @@ def test_folds_of_other_labels_or_another_config_are_not_taken(run, shapes, tmp_
         command.main(flags((configs.override_all(config, path), copy), **asked))
 
 
+def test_copies_of_one_image_are_in_one_part():
+    files = [f"train/{n}.rf.{copy}.jpg" for n in range(9) for copy in "abc"] + ["x.jpg", "y.jpg"]
+    ids = np.arange(len(files)) + 100
+    dealt = parts(ids, 2, files)
+    assert all(len(set(dealt[3 * n : 3 * n + 3])) == 1 for n in range(9))
+    assert len(set(dealt)) == 2 and min(np.bincount(dealt)) >= 11
+    np.testing.assert_array_equal(parts(ids, 2, [f"{n}.jpg" for n in ids]), parts(ids, 2))
+
+
 def test_parts_depend_on_ids_and_not_on_their_order():
     ids = np.array([50, 3, 9, 27, 4, 8, 1])
     dealt = dict(zip(ids.tolist(), parts(ids, 3).tolist()))

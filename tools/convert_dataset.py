@@ -18,7 +18,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from mixtrain_jax import cli
 from mixtrain_jax.config import load, recipes
 from mixtrain_jax.data.sources import headers, layout, writers
-from mixtrain_jax.data.sources.load import read_annotations
+from mixtrain_jax.data.sources.annotations import Annotations
+from mixtrain_jax.data.sources.load import read_annotations, same_categories
+from mixtrain_jax.errors import UserError
+from mixtrain_jax.runtime import storage
 
 
 def convert(folder: str, to: str, output: epath.Path, images: writers.Images) -> list[str]:
@@ -31,14 +34,21 @@ def convert(folder: str, to: str, output: epath.Path, images: writers.Images) ->
       images: "copy", "link" or "none".
 
     Raises:
-      UserError: the data set cannot be read, or files would be overwritten.
+      UserError: the data set cannot be read, its splits have other classes, or `output` is not
+        empty.
     """
+    if storage.is_directory(output) and storage.names(output):
+        raise UserError(f"--output={output} is not empty; choose another folder")
     found = layout.find(folder)
     data = load.override_all(recipes.base(), found.overrides | {"data.val_share": "0"}).data
-    told = []
+    tables: dict[str, Annotations] = {}
     for split in found.parts:
         part = split if data[split].annotations or data[split].images else "train"
-        table, _ = headers.look(read_annotations(data, part), data.exif, split, data.white)
+        table = read_annotations(data, part)
+        tables[split], _ = headers.look(table, data.exif, split, data.white)
+    same_categories({split: table.categories for split, table in tables.items()})
+    told = []
+    for split, table in tables.items():
         lost = writers.WRITERS[to](table, output, split, images)
         told.append(f"{split}: {len(table)} images, {len(table.ids)} boxes from {table.source}")
         told += [f"  {finding}" for finding in (*table.findings, *lost)]

@@ -9,7 +9,7 @@ other one `source` of each annotation is the id of the one it came from, null fo
 """
 
 import argparse
-import json
+import os
 import pathlib
 import sys
 from collections.abc import Callable
@@ -23,6 +23,7 @@ from mixtrain_jax import cli
 from mixtrain_jax.auditing import noise
 from mixtrain_jax.auditing.corrections import to_bbox
 from mixtrain_jax.auditing.labels import Ints, Labels, from_coco
+from mixtrain_jax.data.sources import text_files
 from mixtrain_jax.errors import UserError
 from mixtrain_jax.runtime import storage
 
@@ -47,11 +48,15 @@ def plant(truth: dict[str, Any], kind: str, level: float, seed: int) -> tuple[di
       The damaged content, and a line on what was done.
 
     Raises:
-      UserError: there is no such kind, or it cannot have this level.
+      UserError: there is no such kind, it cannot have this level, or an image has no size.
     """
     if kind not in KINDS:
         raise UserError(f"noise '{kind}': choose from {', '.join(KINDS)}")
     table, places, categories = from_coco(truth, "the clean labels")
+    for image in truth["images"]:
+        if not (image.get("height") and image.get("width")):
+            name = image.get("file_name", image["id"])
+            raise UserError(f"the clean labels: image {name} has no height and width")
     sizes = np.array([[image["height"], image["width"]] for image in truth["images"]], np.int32)
     try:
         done = KINDS[kind](table, sizes, len(categories), level, seed)
@@ -67,7 +72,7 @@ def plant(truth: dict[str, Any], kind: str, level: float, seed: int) -> tuple[di
             "bbox": to_bbox(box),
             "area": float(np.prod(box[2:] - box[:2])),
             "iscrowd": 0,
-            "source": None if source < 0 else truth["annotations"][places[source]]["id"],
+            "source": None if source < 0 else truth["annotations"][places[source]].get("id"),
         }
         for number, (image, box, label, source) in enumerate(rows, 1)
     ]
@@ -75,6 +80,8 @@ def plant(truth: dict[str, Any], kind: str, level: float, seed: int) -> tuple[di
         f"{len(table)} boxes: {len(done.dropped(table))} dropped, {done.flipped(table).sum()} of "
         f"another class, {done.moved(table).sum()} moved, {done.spawned().sum()} spawned"
     )
+    if others := len(truth["annotations"]) - len(table):
+        said += f"; {others} more that are crowds, or no box, are left out"
     return truth | {"annotations": entries}, said
 
 
@@ -85,12 +92,11 @@ def main(flags: argparse.Namespace) -> None:
         share = float(level)
     except ValueError:
         raise UserError(f"--noise={flags.noise}: write KIND:LEVEL, such as una:0.3") from None
-    try:
-        truth = json.loads(storage.read(storage.absolute(flags.annotations)))
-    except (OSError, ValueError) as problem:
-        raise UserError(f"{flags.annotations}: not a COCO file: {problem}") from problem
-    content, said = plant(truth, kind, share, flags.seed)
-    storage.write_json(storage.absolute(flags.output), content)
+    source, target = storage.absolute(flags.annotations), storage.absolute(flags.output)
+    if os.path.realpath(source) == os.path.realpath(target):
+        raise UserError(f"--output={flags.output} is the file that is read; choose another")
+    content, said = plant(text_files.read_json(source), kind, share, flags.seed)
+    storage.write_json(target, content)
     print(f"wrote {flags.output}: {said}")
 
 

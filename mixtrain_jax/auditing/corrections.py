@@ -15,6 +15,7 @@ from mixtrain_jax.auditing.findings import (
     CLASS,
     DUPLICATE,
     KINDS,
+    MATCH_IOU,
     MISSING,
     PLACE,
     SPURIOUS,
@@ -61,7 +62,7 @@ def apply(human: Labels, findings: Findings, accepted: Bools) -> Corrected:
     chosen = np.flatnonzero(accepted & (findings.kind != MISSING))
     for row in chosen[np.argsort(-findings.score[chosen], kind="stable")].tolist():
         box, kind = int(findings.human[row]), int(findings.kind[row])
-        if kind == DUPLICATE and gone[_twin(human, box)]:
+        if kind == DUPLICATE and not _has_twin(human, box, gone):
             spared.append(box)
         elif kind in (SPURIOUS, DUPLICATE):
             gone[box] = True
@@ -88,13 +89,11 @@ def apply(human: Labels, findings: Findings, accepted: Bools) -> Corrected:
     )
 
 
-def _twin(human: Labels, row: int) -> int:
-    """Returns the human box of the same image and class with the largest IoU; `row` if alone."""
-    others = np.flatnonzero((human.image == human.image[row]) & (human.labels == human.labels[row]))
-    others = others[others != row]
-    if not len(others):
-        return row
-    return int(others[iou(human.boxes[row][None], human.boxes[others])[0].argmax()])
+def _has_twin(human: Labels, row: int, gone: Bools) -> bool:
+    """Tells whether a box of the same class that is not gone lies on a human box."""
+    others = (human.image == human.image[row]) & (human.labels == human.labels[row]) & ~gone
+    others[row] = False
+    return bool((iou(human.boxes[row][None], human.boxes[others]) >= MATCH_IOU).any())
 
 
 def correct_coco(

@@ -106,7 +106,7 @@ def read(path: str | os.PathLike[str]) -> Dump:
     try:
         with np.load(where, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{where}: cannot be read as .npz ({error})") from error
     return parse(arrays, where)
 

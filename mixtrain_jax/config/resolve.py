@@ -52,12 +52,13 @@ def resolve(
         result.data.train.buckets = buckets.for_training(
             train.sizes, config.data.train, result.steps
         )
-        if config.mixtraining.rate_given_object and result.model.num_classes == 1:
+        method = config.mixtraining
+        if method.enabled and method.rate_given_object and result.model.num_classes == 1:
             raise UserError(
                 "config.mixtraining.rate_given_object: of one class all boxes are rated 1; "
                 "leave it False"
             )
-        halves = 2 if config.mixtraining.enabled else 1
+        halves = 2 if method.enabled else 1
         check_batch_size("batch_size", config.batch_size, devices, halves * config.accumulate)
     if result.steps is not None:
         result.optimizer.drop_steps = _drop_steps(result)

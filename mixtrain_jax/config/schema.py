@@ -230,7 +230,9 @@ MIXTRAINING: Group = {
     "ema_warmup_steps": Field(100, "steps until the momentum is whole", at_least(0)),
     "mend_normal": Field(False, "beyond the paper: mixed targets for the normal half too"),
     "normal_gt_score_threshold": Field(
-        0.0, "with mend_normal: human boxes rated at or below it are left out there", _SHARE
+        0.0,
+        "with mend_normal and mixed_augmentation: those rated at or below it are left out there",
+        _SHARE,
     ),
     "soften_normal": Field(
         False, "beyond the paper: soft background or labels in the normal half too"

@@ -111,7 +111,8 @@ def write_labels(
     """Writes corrected labels as a COCO file; those of VOC and YOLO as they came, too.
 
     The folder beside the file, of the same name without its suffix, then has the labels of every
-    image in the source's own format: labels that are in it are replaced, images stay.
+    image in the source's own format: labels that are in it are replaced, images stay. YOLO's labels
+    are found by their images' places, so links to these are put there.
 
     Args:
       first: the labels as they came.
@@ -134,8 +135,21 @@ def write_labels(
                 (folder / label).unlink()
         table = with_boxes_of(first.table, content)
         lost = writers.WRITERS[source](table, folder, name, "none")
+        if source == "yolo":
+            _link_images(table, folder / "images" / name)
         for finding in lost:
             logging.warning("%s: %s", folder, finding)
+
+
+def _link_images(table: Annotations, folder: epath.Path) -> None:
+    """Links the images that are files of this machine, unless something is there already."""
+    if not storage.is_local(folder):
+        return
+    for file, path in zip(writers.yolo_names(table), table.paths, strict=False):
+        link = os.path.join(folder, file)
+        if storage.is_local(path) and not os.path.lexists(link):
+            os.makedirs(os.path.dirname(link), exist_ok=True)
+            os.symlink(os.path.abspath(path), link)
 
 
 def apply_decisions(

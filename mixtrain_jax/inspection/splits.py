@@ -73,7 +73,7 @@ def _files(split: Split, max_bad_share: float) -> list[Problem]:
 def _trainable(split: Split) -> list[Problem]:
     counts = [len(each) for each in split.dataset.boxes]
     empty = [split.dataset.names(row) for row, count in enumerate(counts) if not count]
-    if split.name == "train" and len(empty) == len(counts):
+    if split.name == "train" and not split.dataset.trainable().any():
         return [Problem(STOPS, split.name, "boxes to train on", 0, (), "nothing can be learned")]
     done = "no part of the normal half" if split.name == "train" else "scored as empty images"
     return of_places(NOTE, split.name, "images have no boxes", empty, done)

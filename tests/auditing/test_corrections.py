@@ -91,6 +91,16 @@ def test_broken_coco_is_one_clear_line(change, message):
     assert "\n" not in str(caught.value)
 
 
+def test_of_several_duplicates_one_stays():
+    same = COCO["annotations"][2]
+    content = COCO | {"annotations": [same | {"id": number} for number in range(3)]}
+    human, _, _ = from_coco(content, "labels.json")
+    rows = [(0, DUPLICATE, 0.9 - 0.1 * n, n, (50, 50, 70, 70), 0) for n in range(3)]
+    result = corrections.apply(human, findings(*rows), np.ones(3, bool))
+    np.testing.assert_array_equal(result.removed, [0, 1])
+    np.testing.assert_array_equal(result.spared, [2])
+
+
 def test_corrections_are_applied_and_one_of_two_duplicates_stays():
     result = corrections.apply(HUMAN, FOUND, FOUND.score >= 0.5)
     np.testing.assert_array_equal(result.removed, [1])

@@ -87,6 +87,8 @@ def test_a_broken_dump_is_one_clear_line(example, tmp_path, key, value, message)
 
 def test_a_file_that_is_no_dump_is_one_clear_line(tmp_path):
     (tmp_path / "text.npz").write_text("hello")
-    for name in ("text.npz", "none.npz"):
+    (tmp_path / "empty.npz").write_bytes(b"")
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    for name in ("text.npz", "none.npz", "empty.npz", "array.npy"):
         with pytest.raises(UserError, match=name):
             dump.read(tmp_path / name)

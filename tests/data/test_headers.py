@@ -1,5 +1,6 @@
 """What image files say of themselves: turns by EXIF in sets of any size, one white for all."""
 
+import io
 import json
 
 import numpy as np
@@ -8,7 +9,7 @@ from PIL import Image
 
 from mixtrain_jax.config import asked, load, own_data, saved
 from mixtrain_jax.config.resolve import resolve
-from mixtrain_jax.data.sources import headers, plain_images
+from mixtrain_jax.data.sources import headers, image_files, plain_images
 from mixtrain_jax.data.sources.load import as_train_reads, load_dataset
 from mixtrain_jax.errors import UserError
 from tests.data import cases
@@ -79,3 +80,19 @@ def test_ordinary_images_have_no_white(tmp_path):
     cases.coco(tmp_path)
     config = load.load("quickstart", own_data.of_folder(str(tmp_path), {}))
     assert resolve(config, train=load_dataset(config.data, "train")).data.white is None
+
+
+def test_a_turn_that_stands_behind_a_pngs_pixels_is_seen_by_nobody(tmp_path):
+    """Pillow reads it when the pixels are decoded; sizes are found from what stands before."""
+    image = Image.fromarray(np.arange(48 * 64 * 3, dtype=np.uint8).reshape(48, 64, 3))
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    file = io.BytesIO()
+    image.save(file, "PNG", exif=exif)
+    data = file.getvalue()
+    start = data.index(b"eXIf") - 4
+    size = 12 + int.from_bytes(data[start : start + 4], "big")
+    chunk, end = data[start : start + size], data.index(b"IEND") - 4
+    moved = data[:start] + data[start + size : end] + chunk + data[end:]
+    np.testing.assert_array_equal(image_files.decode(moved), np.asarray(image))
+    np.testing.assert_array_equal(image_files.decode(data), np.asarray(image)[::-1, ::-1])

@@ -472,6 +472,12 @@ VOC = [
         cases.voc,
     ),
     Row(
+        "objects that are not difficult, in words",
+        replaced("<difficult>0", "<difficult>False", XML),
+        SAME,
+        cases.voc,
+    ),
+    Row(
         "difficult objects",
         replaced("<difficult>0", "<difficult>1", XML),
         {"boxes": ALL - 2, "crowd": 2, "left_out": {"crowd boxes": 2}},

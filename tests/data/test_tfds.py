@@ -191,3 +191,8 @@ def test_unknown_names(prepared, config):
     config.data.source = "tfds:no_such_set"
     with pytest.raises(UserError, match="cannot be opened: Dataset no_such_set not found"):
         load_dataset(config.data, "train")
+
+
+def test_ids_and_names_that_are_no_numbers_and_no_text():
+    assert reader._number(b"frame_7", 3) == 3 and reader._number(b"12", 3) == 12
+    assert reader._text(b"caf\xe9.jpg") == "caf\\xe9.jpg"

@@ -88,17 +88,47 @@ def test_crowds_are_difficult_in_voc_and_lost_in_yolo(tmp_path):
 def test_voc_has_whole_pixels(tmp_path):
     cases.coco(tmp_path / "a")
     cases.first(bbox=[3.3, 4.6, 20.3, 10.2])(tmp_path / "a")
-    convert(str(tmp_path / "a"), "voc", epath.Path(tmp_path / "voc"), "none")
+    told = convert(str(tmp_path / "a"), "voc", epath.Path(tmp_path / "voc"), "none")
     text = (tmp_path / "voc/Annotations/000001.xml").read_text()
     corners = [f"<{c}>{v}</{c}>" for c, v in zip(("xmin", "ymin", "xmax", "ymax"), (4, 6, 24, 15))]
     assert "".join(corners) in text.replace("\n", "").replace(" ", "")
+    assert any("1 boxes are rounded to whole pixels" in line for line in told)
 
 
 def test_nothing_is_written_over(tmp_path):
     cases.yolo(tmp_path / "a")
     convert(str(tmp_path / "a"), "voc", epath.Path(tmp_path / "b"), "copy")
-    with pytest.raises(UserError, match="is there already; choose another --output"):
-        convert(str(tmp_path / "a"), "voc", epath.Path(tmp_path / "b"), "copy")
+    for folder in ("b", "a"):
+        with pytest.raises(UserError, match=f"{folder} is not empty; choose another folder"):
+            convert(str(tmp_path / "a"), "voc", epath.Path(tmp_path / folder), "copy")
+
+
+def test_splits_of_other_classes_are_not_mixed(tmp_path):
+    cases.coco(tmp_path / "a")
+    file = tmp_path / "a" / "annotations" / "val.json"
+    content = json.loads(file.read_text())
+    content["categories"] = [{"id": 1, "name": "plate"}, {"id": 2, "name": "cup"}]
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="id 1 is 'cup' in train and 'plate' in val"):
+        convert(str(tmp_path / "a"), "yolo", epath.Path(tmp_path / "b"), "copy")
+    assert not (tmp_path / "b").exists()
+
+
+def test_names_with_a_folder_of_images_are_found_again_in_yolo(tmp_path):
+    """As Label Studio writes them."""
+    cases.coco(tmp_path / "a")
+    for split in cases.SPLITS:
+        file = tmp_path / "a" / "annotations" / f"{split}.json"
+        content = json.loads(file.read_text())
+        for image in content["images"]:
+            image["file_name"] = f"images/{image['file_name']}"
+        file.write_text(json.dumps(content))
+        (tmp_path / "a" / split).rename(tmp_path / "a" / "images")
+        (tmp_path / "a" / split).mkdir()
+        (tmp_path / "a" / "images").rename(tmp_path / "a" / split / "images")
+    original = read(tmp_path / "a")
+    convert(str(tmp_path / "a"), "yolo", epath.Path(tmp_path / "b"), "copy")
+    assert_same(read(tmp_path / "b"), original, atol=1e-3)
 
 
 def test_the_program(tmp_path):

@@ -74,13 +74,15 @@ def test_corrected_labels_are_written_as_they_came(people, tmp_path):
 
     folder = tmp_path / "corrected"
     images = folder / ("JPEGImages" if source == "voc" else "images/train")
-    assert not images.exists()  # labels alone were written
-    images.mkdir(parents=True)
+    assert images.exists() == (source == "yolo")  # whose labels are found by the images
+    images.mkdir(parents=True, exist_ok=True)
     shutil.copy(tmp_path / "people.txt", images / "mine.txt")
     corrected.write_labels(first, source, dataset.name, applied, found, output)
     assert (images / "mine.txt").exists()  # nothing but labels is replaced
-    for file in (tmp_path / "people").rglob("*.jpg"):
-        shutil.copy(file, images)
+    if source == "voc":
+        for file in (tmp_path / "people").rglob("*.jpg"):
+            shutil.copy(file, images)
+    assert all(file.is_symlink() == (source == "yolo") for file in images.glob("*.jpg"))
     again, there = read(folder)
     assert again == source
     names = [dataset.names(row).split("/")[-1] for row in range(len(dataset))]
@@ -137,6 +139,60 @@ def test_what_was_set_apart_comes_back_with_the_corrected_labels(make, tmp_path)
             there = load_dataset(again, split)
             assert there.image_ids.tolist() == part.image_ids.tolist()
             np.testing.assert_array_equal(there.boxes.values, part.boxes.values)
+
+
+def _flat(folder):
+    (folder / "images").mkdir(parents=True)
+    return folder / "images", folder / "labels", "images"
+
+
+def _roboflow(folder):
+    return folder / "train" / "images", folder / "train" / "labels", "../train/images"
+
+
+def _year(folder):
+    return folder / "images" / "train2017", folder / "labels" / "train2017", "images/train2017"
+
+
+def _nested(folder):
+    return folder / "images" / "train" / "a", folder / "labels" / "train" / "a", "images/train"
+
+
+def _two(folder):
+    return folder / "b" / "images", folder / "b" / "labels", ["a/images", "b/images"]
+
+
+@pytest.mark.parametrize("layout", [_flat, _roboflow, _year, _nested, _two])
+def test_corrected_yolo_labels_train_in_place_of_the_first(layout, tmp_path):
+    """Whatever the layout; of two folders whose images have the same names, too."""
+    people = tmp_path / "people"
+    images, labels, train = layout(people)
+    pairs = [(images, labels)]
+    if layout is _two:
+        pairs.append((people / "a" / "images", people / "a" / "labels"))
+    for number, (images, labels) in enumerate(pairs):
+        images.mkdir(parents=True, exist_ok=True)
+        labels.mkdir(parents=True)
+        for k in range(4):
+            Image.new("RGB", (64, 48), (40 * k, 0, 90 * number)).save(images / f"{k}.png")
+            (labels / f"{k}.txt").write_text(f"{k % 2} 0.{k + 3} 0.{5 + number} 0.25 0.25\n")
+    (people / "data.yaml").write_text(json.dumps({"train": train, "names": ["a", "b"]}))
+    fields = {"data.source": "yolo", "data.train.annotations": str(people / "data.yaml")}
+    data = load.override_all(recipes.base(), fields).data
+    dataset = load_dataset(data, "train")
+    assert len({dataset.names(row) for row in range(len(dataset))}) == 4 * len(pairs)
+    first = corrected.original(dataset, data, "train")
+    output = epath.Path(tmp_path / "corrected.json")
+    applied = nothing_applied(dataset)
+    corrected.write_labels(first, "yolo", dataset.name, applied, NOTHING, output)
+    file = {"train.annotations": str(tmp_path / "corrected" / "data.yaml")}
+    there = load_dataset(load.override_all(data, file), "train")
+    told = lambda each: sorted(  # noqa: E731
+        (each.read(row), each.labels[row].tolist(), np.round(each.boxes[row], 3).tolist())
+        for row in range(len(each))
+    )
+    assert told(there) == told(dataset)
+    assert there.categories == dataset.categories
 
 
 def coco_people(folder, **more):

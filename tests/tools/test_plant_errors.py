@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mixtrain_jax import cli
-from mixtrain_jax.errors import BAD_INPUT
+from mixtrain_jax.errors import BAD_INPUT, UserError
 from tools import plant_errors
 
 BOXES = [[10.0 * (i % 7) + 2, 12.0 * (i % 5) + 1, 8.0, 9.0] for i in range(40)]
@@ -66,6 +66,36 @@ def test_other_kinds(tmp_path, noise, least, most):
         and not np.allclose(entry["bbox"], clean(entry)["bbox"], atol=1e-3)
     ]
     assert len(different) > 8
+
+
+@pytest.mark.parametrize("name", ["clean.json", "./clean.json"])
+def test_the_file_that_is_read_is_not_written_over(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clean.json").write_text(json.dumps(TRUTH))
+    arguments = [name, "--noise=errors:0.1", f"--output={tmp_path}/clean.json"]
+    with pytest.raises(SystemExit) as ended:
+        cli.run(plant_errors.main, plant_errors.parse(), arguments)
+    assert ended.value.code == BAD_INPUT
+    assert "is the file that is read; choose another" in capsys.readouterr().err
+    assert json.loads((tmp_path / "clean.json").read_text()) == TRUTH
+
+
+def test_what_a_coco_file_may_lack():
+    bare = {
+        **TRUTH,
+        "annotations": [
+            {name: entry[name] for name in ("image_id", "category_id", "bbox")}
+            for entry in TRUTH["annotations"]
+        ],
+    }
+    crowd = bare["annotations"][0] | {"iscrowd": 1}
+    bare["annotations"].append(crowd)
+    content, said = plant_errors.plant(bare, "errors", 0.1, 0)
+    assert "1 more that are crowds, or no box, are left out" in said
+    assert {entry["source"] for entry in content["annotations"]} == {None}
+    sizeless = {**TRUTH, "images": [{**image, "width": None} for image in TRUTH["images"]]}
+    with pytest.raises(UserError, match="has no height and width"):
+        plant_errors.plant(sizeless, "errors", 0.1, 0)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,6 @@ from mixtrain_jax.errors import UserError
 
 _ORDER, _DRAWS = 100, 101  # what a generator seeded with (seed, epoch, this) is for
 _BLOCK = 65536  # places of the stream looked at together
-_SMALLEST_SIDE = 32  # images with a shorter side are not in the normal half
 
 
 class Step(NamedTuple):
@@ -61,8 +60,7 @@ class Stream:
         self.long, self.shorts, self._kind = views.long, views.shorts, views.kind
         self.buckets = buckets.for_training(dataset.sizes, config)
         self._fits = views.fits(self.buckets)
-        has_boxes = dataset.boxes.counts > 0
-        self.trainable = has_boxes & (dataset.sizes.min(axis=1) >= _SMALLEST_SIDE)
+        self.trainable = dataset.trainable()
         if not self.trainable.any():
             reasons = ", ".join(f"{n} {why}" for why, n in dataset.found.left_out.items())
             raise UserError(

@@ -20,6 +20,7 @@ from mixtrain_jax.data.sources.ragged import Ragged
 from mixtrain_jax.data.sources.report import LEFT_OUT, MENDED, WARNING, Report
 from mixtrain_jax.errors import UserError
 
+SMALLEST_SIDE = 32  # images with a shorter side are not in the normal half
 _COCO_LIMIT = 100  # detections of an image that COCO's scores look at
 
 
@@ -72,6 +73,10 @@ class Dataset:
             names=lambda row: self.names(int(rows[row])),
             annotations=self.annotations.take(rows),
         )
+
+    def trainable(self) -> np.ndarray:
+        """Which images [N] bool may be in the normal half: with boxes, and not too small."""
+        return (self.boxes.counts > 0) & (self.sizes.min(axis=1) >= SMALLEST_SIDE)
 
     def pixels(self, row: int) -> np.ndarray:
         """A row's image as training and detection see it, [H, W, 3] uint8 RGB.
@@ -133,6 +138,10 @@ def assemble(table: Annotations, reading: Reading, name: str, max_boxes: int) ->
         counts = np.bincount(table.rows[chosen], minlength=len(table))
         return Ragged.of(values[chosen], counts)
 
+    if name == "train":
+        small = np.flatnonzero(table.sizes.min(axis=1) < SMALLEST_SIDE)
+        text = f"images have a side below {SMALLEST_SIDE} pixels and are not in the normal half"
+        table.findings.add(LEFT_OUT, [table.files[row] for row in small.tolist()], text, of="")
     boxes = of_images(inside.astype(np.float32), keep)
     labels = of_images(table.labels, keep)
     counts = np.bincount(table.labels[keep], minlength=len(table.categories))

@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from mixtrain_jax.data.sources import image_files
 from mixtrain_jax.data.sources.annotations import Annotations
 from mixtrain_jax.data.sources.image_files import Exif, Reading
-from mixtrain_jax.data.sources.report import LEFT_OUT, MENDED, NOTE, WARNING
+from mixtrain_jax.data.sources.report import MENDED, NOTE, WARNING
 from mixtrain_jax.errors import UserError
 
 LOOKED_AT = 4000
@@ -91,19 +91,21 @@ def look(
         good |= more_good
         actual |= {row: _seen(header, exif) for row, header in more_good.items()}
     sizes = _sizes(table, good, actual, unsized, name)
-    table = dataclasses.replace(table, sizes=sizes)
+    table = dataclasses.replace(table, sizes=_completed(sizes))
     deep = {row: header.mode for row, header in good.items() if _is_deep(header.mode)}
-    reading = _reading(table, deep, exif, white)
+    return _pixels(table), _reading(table, deep, exif, white)
+
+
+def _completed(sizes: np.ndarray) -> np.ndarray:
+    """Sizes [N, 2] with one for each image that cannot be read and has none: the others' median.
+
+    So the image stays in the set: it is counted where it cannot be decoded, and its objects are
+    missed.
+    """
     sizeless = sizes.min(axis=1) <= 0
-    table.findings.add(
-        LEFT_OUT,
-        [table.files[row] for row in np.flatnonzero(sizeless).tolist()],
-        "images of unknown size, as they cannot be read",
-        of="",
-    )
-    if sizeless.any():
-        table = table.take(np.flatnonzero(~sizeless))
-    return _pixels(table), reading
+    if not sizeless.any():
+        return sizes
+    return np.where(sizeless[:, None], np.median(sizes[~sizeless], axis=0), sizes).astype(np.int32)
 
 
 def _headers(table: Annotations, rows: np.ndarray) -> list[Header]:

@@ -59,8 +59,8 @@ def decode(
     try:
         with Image.open(io.BytesIO(data)) as image:
             stored = image.height, image.width
-            orientation = image.getexif().get(_ORIENTATION, 1)
-            upright = stored[::-1] if orientation in QUARTER else stored
+            turned = orientation(image)
+            upright = stored[::-1] if turned in QUARTER else stored
             accepted = {"auto": (upright, stored), "upright": (upright,), "stored": (stored,)}
             here = accepted[reading.exif]
             if size is not None and size not in here:
@@ -73,7 +73,7 @@ def decode(
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         raise UnreadableImage(why(error)) from error
     if reading.exif != "stored" and size in (None, upright):
-        pixels = _turned(pixels, orientation)
+        pixels = _turned(pixels, turned)
     return np.ascontiguousarray(pixels)
 
 

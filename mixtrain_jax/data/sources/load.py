@@ -1,6 +1,7 @@
 """Where a data set comes from, as the config says: a new source is one file and one line here."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -113,7 +114,7 @@ def read_annotations(config: Any, split: str) -> Annotations:
         table = table.merged()
         part, count = config.train.leave_out
         if count > 1:
-            table = table.take(np.flatnonzero(parts(table.image_ids, count) != part))
+            table = table.take(np.flatnonzero(parts(table.image_ids, count, table.files) != part))
     return table
 
 
@@ -127,18 +128,26 @@ def has_split(config: Any, split: str) -> bool:
     return bool(part.annotations or (part.images and config.source != "coco"))
 
 
-def parts(image_ids: np.ndarray, count: int) -> np.ndarray:
+def parts(image_ids: np.ndarray, count: int, files: Sequence[str] = ()) -> np.ndarray:
     """Deals images into parts of nearly equal size.
 
     A pure function of the ids: the same image is in the same part whatever order a file lists.
+    Roboflow's copies of one image (NAME.rf.HASH.jpg) are all in one part.
 
     Args:
       image_ids: [N] int64.
       count: how many parts.
+      files: the images' file names, where there may be copies.
 
     Returns:
       [N] int64 part of each image, in 0..count-1.
     """
+    if files:
+        originals = [re.sub(r"\.rf\.[^/]*$", "", file) for file in files]
+        _, group = np.unique(originals, return_inverse=True)
+        firsts = np.full(group.max() + 1, np.iinfo(np.int64).max)
+        np.minimum.at(firsts, group, image_ids)
+        return parts(firsts, count)[group]
     order = np.random.default_rng(0).permutation(len(image_ids))
     ranks = np.empty(len(image_ids), np.int64)
     ranks[np.argsort(image_ids, kind="stable")[order]] = np.arange(len(image_ids))
@@ -158,16 +167,23 @@ def val_categories(config: Any) -> list[dict[str, Any]]:
 
 def check_same_categories(train: Dataset, val: Dataset) -> None:
     """Raises UserError unless both splits have the same category ids and names."""
-    ours = {c["id"]: c["name"] for c in train.categories}
-    theirs = {c["id"]: c["name"] for c in val.categories}
-    for key in sorted(ours.keys() | theirs.keys()):
-        if ours.get(key) != theirs.get(key):
-            raise UserError(
-                f"the categories of {train.name} and {val.name} differ: id {key} is "
-                f"{_quoted(ours.get(key))} in {train.name} and {_quoted(theirs.get(key))} in "
-                f"{val.name}; make 'categories' the same in both annotation files, or name the "
-                "classes of voc and yolo sources in config.data.classes"
-            )
+    same_categories({train.name: train.categories, val.name: val.categories})
+
+
+def same_categories(categories: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Raises UserError unless all splits, by name, have the first one's category ids and names."""
+    (first, listed), *others = categories.items()
+    ours = {c["id"]: c["name"] for c in listed}
+    for other, of_other in others:
+        theirs = {c["id"]: c["name"] for c in of_other}
+        for key in sorted(ours.keys() | theirs.keys()):
+            if ours.get(key) != theirs.get(key):
+                raise UserError(
+                    f"the categories of {first} and {other} differ: id {key} is "
+                    f"{_quoted(ours.get(key))} in {first} and {_quoted(theirs.get(key))} in "
+                    f"{other}; make 'categories' the same in both annotation files, or name the "
+                    "classes of voc and yolo sources in config.data.classes"
+                )
 
 
 def _quoted(name: str | None) -> str:

@@ -60,7 +60,7 @@ def _table(source: Any) -> tfds_tables.Table:
     for row in range(len(source)):
         record = source[row]
         objects = record["objects"]
-        ids.append(int(record.get("image/id", row)))
+        ids.append(_number(record.get("image/id", row), row))
         files.append(_text(record.get("image/filename", f"row {row}")))
         sizes.append(_size(record["image"]))
         found = _boxes(objects, sizes[-1])
@@ -146,5 +146,13 @@ def _boxes(objects: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
     return boxes
 
 
+def _number(value: Any, row: int) -> int:
+    """An id as a number; of one that is text, the row."""
+    try:
+        return int(value)
+    except ValueError:
+        return row
+
+
 def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)

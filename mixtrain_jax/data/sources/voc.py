@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from etils import epath
 
-from mixtrain_jax.data.sources import file_names
+from mixtrain_jax.data.sources import coco_values, file_names
 from mixtrain_jax.data.sources.annotations import Annotations, from_lists
 from mixtrain_jax.data.sources.report import LEFT_OUT, MENDED, Findings, some
 from mixtrain_jax.data.sources.text_files import read_text
@@ -194,7 +194,7 @@ def parse(text: str, path: str) -> Picture | None:
         if not name or box is None:
             without += 1
             continue
-        objects.append((name, box, (each.findtext("difficult") or "0").strip() not in ("0", "")))
+        objects.append((name, box, coco_values.truth(each.findtext("difficult") or "")))
     sides = [_number(root.findtext(f"size/{side}")) for side in ("height", "width")]
     usable = all(side >= 1 for side in sides)
     size = (int(sides[0]), int(sides[1])) if usable else (0, 0)

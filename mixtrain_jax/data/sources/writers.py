@@ -16,9 +16,10 @@ from typing import Literal
 import numpy as np
 from etils import epath
 
+from mixtrain_jax.data.sources import yolo
 from mixtrain_jax.data.sources.annotations import Annotations
 from mixtrain_jax.data.sources.dataset import coco_format
-from mixtrain_jax.data.sources.report import LEFT_OUT, WARNING, Findings
+from mixtrain_jax.data.sources.report import LEFT_OUT, NOTE, WARNING, Findings
 from mixtrain_jax.errors import UserError
 from mixtrain_jax.runtime import storage
 
@@ -84,6 +85,8 @@ def write_voc(table: Annotations, folder: epath.Path, split: str, images: Images
         table.ids_at(np.flatnonzero(thin)),
         "boxes one pixel wide or high have equal corners in VOC, which are read as no area",
     )
+    rounded = np.flatnonzero((table.boxes % 1 != 0).any(axis=1))
+    findings.add(NOTE, table.ids_at(rounded), "boxes are rounded to whole pixels")
     ends = np.searchsorted(table.rows, np.arange(len(table) + 1))
     for row, (name, stem) in enumerate(zip(names, stems, strict=True)):
         root = ElementTree.Element("annotation")
@@ -119,7 +122,7 @@ def write_yolo(table: Annotations, folder: epath.Path, split: str, images: Image
     crowd = np.flatnonzero(table.crowd)
     findings.add(LEFT_OUT, table.ids_at(crowd), "crowd boxes")
     table = table.boxes_at(np.flatnonzero(~table.crowd))
-    names = file_names(table)
+    names = yolo_names(table)
     stems = [os.path.splitext(name)[0] for name in names]
     _check_stems(table, stems, "YOLO has one label file for both")
     sides = table.sizes[table.rows][:, ::-1].astype(np.float64)
@@ -159,6 +162,14 @@ def file_names(table: Annotations) -> list[str]:
     return names
 
 
+def yolo_names(table: Annotations) -> list[str]:
+    """The same for YOLO: no folder below may be called images, or labels are not found."""
+    return [
+        "/".join(f"{part}_" if part in yolo.IMAGE_FOLDERS else part for part in name.split("/"))
+        for name in file_names(table)
+    ]
+
+
 def _check_stems(table: Annotations, stems: Sequence[str], why: str) -> None:
     """Raises UserError if two names without extension are the same."""
     if len(set(stems)) < len(stems):
@@ -180,7 +191,11 @@ def _child(parent: ElementTree.Element, name: str, value: object) -> None:
 def _write(path: epath.Path, text: str) -> None:
     if storage.exists(path):
         raise UserError(f"{path} is there already; choose another --output")
-    storage.write(path, text.encode())
+    try:
+        storage.write(path, text.encode())
+    except UnicodeEncodeError:
+        what = path.name.encode(errors="backslashreplace").decode()
+        raise UserError(f"{what}: its image's name is not UTF-8; rename the image") from None
 
 
 def _place(table: Annotations, names: Sequence[str], folder: epath.Path, images: Images) -> None:

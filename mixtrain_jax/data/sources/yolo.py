@@ -23,6 +23,7 @@ from mixtrain_jax.errors import UserError
 from mixtrain_jax.runtime import storage
 
 YAML = (".yaml", ".yml")
+IMAGE_FOLDERS = ("images", "JPEGImages", "imgs")  # in whose place labels stands in a path
 SPLITS = {
     "train": ("train",),
     "val": ("val", "valid", "validation"),
@@ -35,6 +36,9 @@ _NAME_FILES = (
     "_darknet.labels",
     "predefined_classes.txt",
 )
+
+
+Pair = tuple[str, str, list[str]]  # of an image its name, path, and where its labels may be
 
 
 class Box(NamedTuple):
@@ -69,6 +73,7 @@ def read(annotations: str, images: str, split: str, classes: Sequence[str] = ())
         names = list(classes) or names_beside(annotations or images)
     if not pairs:
         raise UserError(f"{images or annotations}: no images in the '{split}' split")
+    pairs = _named_apart(_once(pairs, findings))
     table, boxes = [], []
     bare, wrong, polygons, more = list[str](), list[str](), list[str](), list[str]()
     used: set[str] = set()
@@ -78,15 +83,16 @@ def read(annotations: str, images: str, split: str, classes: Sequence[str] = ())
         if label_file is None:
             bare.append(name)
             continue
+        again = os.path.normpath(label_file) in used  # of 1.jpg and 1.png
         used.add(os.path.normpath(label_file))
         for number, line in enumerate(read_text(label_file, "label file").splitlines(), 1):
             if not line.strip():
                 continue
             box = parse(line, points)
+            place = f"{label_file}:{number}" + (f" ({name})" if again else "")
             if box is None:
-                wrong.append(f"{label_file}:{number}")
+                wrong.append(place)
                 continue
-            place = f"{label_file}:{number}"
             {"polygon": polygons, "more": more}.get(box.kind, []).append(place)
             boxes.append((row, box.label, box.xywh, False, place))
     lone = sorted(_labels_beside(pairs) - used)
@@ -229,9 +235,7 @@ def images_of(path: str, content: dict[str, Any], split: str) -> list[str]:
     return found
 
 
-def _of_yaml(
-    path: str, content: dict[str, Any], split: str
-) -> Iterator[tuple[str, str, list[str]]]:
+def _of_yaml(path: str, content: dict[str, Any], split: str) -> Iterator[Pair]:
     for place in images_of(path, content, split):
         if place.lower().endswith(".txt"):
             for line in read_lines(place):
@@ -243,7 +247,7 @@ def _of_yaml(
             yield from _of_folders(place, "")
 
 
-def _of_folders(images: str, labels: str) -> Iterator[tuple[str, str, list[str]]]:
+def _of_folders(images: str, labels: str) -> Iterator[Pair]:
     """Of each image its name, its path, and where its label file may be."""
     for name in file_names.Folder(images or labels).images():
         path = posixpath.join(images or labels, name)
@@ -256,21 +260,51 @@ def _of_folders(images: str, labels: str) -> Iterator[tuple[str, str, list[str]]
         yield name, path, candidates
 
 
+def _once(pairs: Sequence[Pair], findings: Findings) -> list[Pair]:
+    """The images without those that a list names again."""
+    once: dict[str, Pair] = {}
+    again = []
+    for pair in pairs:
+        if once.setdefault(pair[1], pair) is not pair:
+            again.append(pair[0])
+    findings.add(LEFT_OUT, again, "further mentions of an image", of="")
+    return list(once.values())
+
+
+def _named_apart(pairs: Sequence[Pair]) -> list[Pair]:
+    """The images with names that differ: of several folders, where they repeat, with the folder."""
+    if len({name for name, _, _ in pairs}) == len(pairs):
+        return list(pairs)
+    paths = [path for _, path, _ in pairs]
+    common = posixpath.commonpath([posixpath.dirname(path) for path in paths])
+    return [(posixpath.relpath(path, common), path, candidates) for _, path, candidates in pairs]
+
+
 def label_files(image: str) -> list[str]:
     """Where the label file of an image may be: in labels in place of images, or beside it."""
     stem = os.path.splitext(image.replace("\\", "/"))[0]
-    mirrored = re.sub(r"(.*)(^|/)(images|JPEGImages|imgs)/", r"\1\2labels/", stem)
+    mirrored = re.sub(rf"(.*)(^|/)({'|'.join(IMAGE_FOLDERS)})/", r"\1\2labels/", stem)
     return [f"{mirrored}.txt", f"{stem}.txt"] if mirrored != stem else [f"{stem}.txt"]
 
 
-def _labels_beside(pairs: Sequence[tuple[str, str, list[str]]]) -> set[str]:
-    """All label files in the folders where label files are looked for."""
+def _labels_beside(pairs: Sequence[Pair]) -> set[str]:
+    """All label files in the folders where label files are looked for.
+
+    Not those of images that are there and in another split.
+    """
     folders = {posixpath.dirname(candidates[0]) for _, _, candidates in pairs}
+    pictured = {
+        os.path.splitext(name)[0]
+        for folder in {posixpath.dirname(path) for _, path, _ in pairs}
+        for name in storage.names(folder)
+        if not name.endswith(".txt")
+    }
     return {
         os.path.normpath(f"{folder}/{name}")
         for folder in folders
         for name in _text_files(folder)
         if name not in _NAME_FILES and not re.fullmatch(r"(train|val|valid|test).*\.txt", name)
+        if os.path.splitext(name)[0] not in pictured
     }
 
 

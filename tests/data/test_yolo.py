@@ -1,0 +1,92 @@
+"""YOLO sets as people have them: lists, shared label files, images that cannot be read."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mixtrain_jax.config import load, recipes
+from mixtrain_jax.data.sources.load import load_dataset
+
+
+def picture(path, shade=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (64, 48), (shade, 0, 0)).save(path)
+
+
+def label(path, kind=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{kind} 0.5 0.5 0.5 0.5\n")
+
+
+def read(folder, content, split="train"):
+    (folder / "data.yaml").write_text(json.dumps({"names": ["a", "b"], **content}))
+    fields = {
+        "data.source": "yolo",
+        f"data.{split}.annotations": str(folder / "data.yaml"),
+        f"data.{split}.split": split,
+    }
+    return load_dataset(load.override_all(recipes.base(), fields).data, split)
+
+
+def said(dataset):
+    return {finding.text: finding.count for finding in dataset.found.findings}
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_images_that_cannot_be_read_stay_and_are_counted(tmp_path, split):
+    """Their size is not known, and their objects are to be missed, not left out."""
+    for number in range(6):
+        picture(tmp_path / "images" / f"{number}.png")
+        label(tmp_path / "labels" / f"{number}.txt")
+    for number in (1, 4):
+        (tmp_path / "images" / f"{number}.png").write_bytes(b"")
+    dataset = read(tmp_path, {split: "images"}, split)
+    assert len(dataset) == 6 and len(dataset.ground_truth["annotations"]) == 6
+    assert dataset.sizes.tolist() == [[48, 64]] * 6
+    assert said(dataset)["image files that cannot be read"] == 2
+    assert not dataset.found.left_out
+
+
+def test_an_image_that_a_list_names_again_is_taken_once(tmp_path):
+    for number in range(3):
+        picture(tmp_path / "images" / f"{number}.png", number)
+        label(tmp_path / "labels" / f"{number}.txt")
+    lines = [f"./images/{number}.png" for number in (2, 0, 2, 1, 2)]
+    (tmp_path / "train.txt").write_text("\n".join(lines))
+    dataset = read(tmp_path, {"train": "train.txt"})
+    assert [dataset.names(row) for row in range(len(dataset))] == [
+        f"images/{number}.png" for number in (2, 0, 1)
+    ]
+    assert said(dataset)["further mentions of an image"] == 2
+
+
+def test_two_images_may_share_a_label_file(tmp_path):
+    for name in ("0.png", "0.jpg"):
+        picture(tmp_path / "images" / name)
+    label(tmp_path / "labels" / "0.txt")
+    dataset = read(tmp_path, {"train": "images"})
+    ids = [entry["id"] for entry in dataset.ground_truth["annotations"]]
+    assert len(dataset) == 2 == len(set(ids))
+
+
+def test_label_files_of_another_splits_images_are_not_lone(tmp_path):
+    for number in range(4):
+        picture(tmp_path / "images" / f"{number}.png")
+        label(tmp_path / "labels" / f"{number}.txt")
+    label(tmp_path / "labels" / "9.txt")
+    (tmp_path / "train.txt").write_text("images/0.png\nimages/1.png\n")
+    dataset = read(tmp_path, {"train": "train.txt"})
+    assert said(dataset)["label files without an image"] == 1
+
+
+def test_small_images_are_told(tmp_path):
+    for number in range(3):
+        picture(tmp_path / "images" / f"{number}.png")
+        label(tmp_path / "labels" / f"{number}.txt")
+    Image.new("RGB", (200, 24)).save(tmp_path / "images" / "1.png")
+    dataset = read(tmp_path, {"train": "images"})
+    np.testing.assert_array_equal(dataset.trainable(), [True, False, True])
+    (text,) = dataset.found.left_out
+    assert "side below 32 pixels" in text and dataset.found.left_out[text] == 1
