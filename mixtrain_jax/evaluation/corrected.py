@@ -134,7 +134,11 @@ def write_labels(
             elif storage.exists(folder / label):
                 (folder / label).unlink()
         table = with_boxes_of(first.table, content)
-        lost = writers.WRITERS[source](table, folder, name, "none")
+        try:
+            lost = writers.WRITERS[source](table, folder, name, "none")
+        except UserError as problem:  # what was found is not lost for it
+            logging.warning("%s; corrected labels are in %s alone", problem, path)
+            return
         if source == "yolo":
             _link_images(table, folder / "images" / name)
         for finding in lost:

@@ -195,6 +195,24 @@ def test_corrected_yolo_labels_train_in_place_of_the_first(layout, tmp_path):
     assert there.categories == dataset.categories
 
 
+def test_labels_that_cannot_be_written_as_they_came_are_in_cocos_file(tmp_path, caplog):
+    """Two images of one label file."""
+    for name in ("0.png", "0.jpg"):
+        path = tmp_path / "people" / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 48)).save(path)
+    labels = tmp_path / "people" / "labels"
+    labels.mkdir()
+    (labels / "0.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    data = config(tmp_path / "people").data
+    dataset = load_dataset(data, "train")
+    first = corrected.original(dataset, data, "train")
+    output = epath.Path(tmp_path / "corrected.json")
+    corrected.write_labels(first, "yolo", "train", nothing_applied(dataset), NOTHING, output)
+    assert len(json.loads(output.read_text())["annotations"]) == 2
+    assert "YOLO has one label file for both; corrected labels are in" in caplog.text
+
+
 def coco_people(folder, **more):
     """Twelve simulated images and their labels as a COCO file with more than boxes."""
     clean, sizes = simulated.truth(seed=0, images=12)
