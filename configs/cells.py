@@ -37,7 +37,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.checkpoint.update(every=200, keep=5)
     config.log.update(every=50, pictures_every=500)
     config.mixtraining.update(
-        start_step=400,
+        start_share=0.4,
         replace_boxes=False,
         gt_score_threshold=0.0,  # all human boxes stay: those that are there are right
         pseudo_score_threshold=0.3,  # where auto_agreement is 0

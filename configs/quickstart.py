@@ -39,7 +39,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.log.update(every=50, pictures_every=500)
     data.augment.cutout_ratios = (0.05, 0.1, 0.15, 0.2)  # larger ones hide whole objects here
     config.mixtraining.update(
-        start_step=2300,
+        start_share=0.818,  # the teacher has to be good before it teaches
         gt_score_threshold=0.05,
         pseudo_score_threshold=0.9,
         mixed_loss_weight=0.5,

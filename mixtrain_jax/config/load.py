@@ -63,10 +63,16 @@ def load(source: str, overrides: Mapping[str, str] | Iterable[str] = ()) -> Conf
 
 
 def override_all(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigDict:
-    """Returns a config with fields changed by text, checked and locked; raises as `load` does."""
+    """Returns a config with fields changed by text, checked and locked; raises as `load` does.
+
+    What is set as a share of training, or in epochs, counts over what the config has in steps.
+    """
     result = copy.deepcopy(config).unlock()
     for name, text in overrides.items():
         override(result, name, text)
+        in_steps = schema.IN_STEPS.get(name)
+        if in_steps is not None and in_steps not in overrides:
+            override(result, in_steps, "None")
     check(result)
     return result.lock()
 

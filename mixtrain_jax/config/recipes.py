@@ -79,7 +79,7 @@ def variants(config: ConfigDict, argument: str | None) -> ConfigDict:
         elif word in ABLATIONS:
             method.update(ABLATIONS[word])
         elif name == "epochs" and value:
-            config.epochs = float(value)
+            config.update(epochs=float(value), steps=None)
         elif name == "steps" and value:
             config.steps = int(value)
         else:

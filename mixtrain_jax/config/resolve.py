@@ -29,9 +29,9 @@ def resolve(
     """Returns a config with nothing left open.
 
     Filled in are the number of classes, the white of deep images, the length of training in steps,
-    the steps at which the learning rate falls, the images of a batch of an evaluation, and the
-    buckets; of val for images nobody has seen yet where there is no val set. Without a training
-    set, only what detection needs is filled in.
+    the steps at which the learning rate falls and MixTraining starts, the images of a batch of an
+    evaluation, and the buckets; of val for images nobody has seen yet where there is no val set.
+    Without a training set, only what detection needs is filled in.
 
     Args:
       config: what was asked; it stays as it is.
@@ -62,6 +62,8 @@ def resolve(
         check_batch_size("batch_size", config.batch_size, devices, halves * config.accumulate)
     if result.steps is not None:
         result.optimizer.drop_steps = _drop_steps(result)
+        if config.mixtraining.start_step is None:
+            result.mixtraining.start_step = round(config.mixtraining.start_share * result.steps)
     if val is not None:
         result.data.val.buckets = buckets.for_evaluation(val.sizes, config.data.val)
     else:

@@ -207,8 +207,11 @@ OPTIMIZER: Group = {
 
 MIXTRAINING: Group = {
     "enabled": Field(True, "False: plain training"),
+    "start_share": Field(
+        0.0, "share of training in which all images are normal: plain training", _SHARE, SCHEDULE
+    ),
     "start_step": Field(
-        0, "before it all images are normal: plain training", at_least(0), SCHEDULE
+        None, "the same in steps; unset: from start_share", at_least(0), SCHEDULE, unset=int
     ),
     "mixed_augmentation": Field(True, "human boxes the teacher rates too hard are left out"),
     "replace_boxes": Field(True, "a pseudo box replaces the human boxes it overlaps"),
@@ -260,6 +263,13 @@ MIXTRAINING: Group = {
         False, "beyond the paper: ratings and scores as if classes were as common as labelled"
     ),
     "teacher_drop_path": Field(False, "the teacher's stochastic depth is on, as released"),
+}
+
+# By the field that says something in epochs or shares: the one that says it in steps, and counts.
+IN_STEPS = {
+    "epochs": "steps",
+    "optimizer.drops": "optimizer.drop_steps",
+    "mixtraining.start_share": "mixtraining.start_step",
 }
 
 FIELDS: Group = {

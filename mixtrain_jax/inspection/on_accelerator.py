@@ -57,7 +57,6 @@ def _big(
         if machine.memory is None
         else f"the most that fits {machine.memory / 2**30:.0f} GiB a device at this scale"
     )
-    start = steps // 3 if weights else steps * 2 // 3
     plan = {
         "Where the data is": plans.where_it_is(facts),
         "What the network sees": [
@@ -77,10 +76,11 @@ def _big(
             *_optimizer(weights, batch, steps),
         ],
         "MixTraining": plans.mixing(
-            start,
-            "a third of the steps: the teacher must learn these classes first"
+            0.33 if weights else 0.67,
+            "the teacher must learn these classes first"
             if weights
-            else "two thirds of the steps: a teacher from random weights must learn first",
+            else "a teacher from random weights must learn first",
+            steps,
             short_run=False,
         ),
         "On the way": plans.on_the_way(

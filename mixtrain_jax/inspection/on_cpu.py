@@ -28,7 +28,6 @@ def choose(facts: Facts, machine: Machine, weights: Weights | None) -> plans.Pla
     steps = int(np.clip(affordable, *CPU_STEPS)) // 50 * 50
     epochs = plans.epochs(steps, batch, facts.images)
     rate = 1e-3 * math.sqrt(batch / 8)
-    start = steps * 4 // 5
     low = short * 4 // 5
     unused = ["--weights are left out: the small network takes none"] if weights else []
     sides = np.sqrt(facts.sides.prod(axis=1)) * short
@@ -90,8 +89,9 @@ def choose(facts: Facts, machine: Machine, weights: Weights | None) -> plans.Pla
             plans.Line("optimizer.warmup_steps", min(150, steps // 8), "group norm needs few"),
         ],
         "MixTraining": plans.mixing(
-            start,
-            "four fifths of the steps: a teacher from random weights must learn first",
+            0.8,
+            "a teacher from random weights must learn first",
+            steps,
             short_run=True,
         ),
         "On the way": plans.on_the_way(facts, steps, 4, 8 // cores * cores or cores, 20),

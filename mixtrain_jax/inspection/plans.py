@@ -88,21 +88,29 @@ def max_boxes(facts: Facts) -> Line:
     return Line("data.max_boxes", chosen, f"the fullest image has {most}{more}")
 
 
-def mixing(start: int, reason: str, short_run: bool) -> list[Line]:
+def mixing(start: float, reason: str, steps: int, short_run: bool) -> list[Line]:
     """The method's fields.
 
     Args:
-      start: the last step of plain training, and the `reason` for it.
+      start: the share of training that is plain, and the `reason` for it.
       reason: a few words.
+      steps: length of training.
       short_run: a small detector in minutes, as in configs/quickstart.py.
     """
-    lines = [Line("mixtraining.start_step", start, reason)]
+    over = min(1000, max(100, round(steps * (1 - start) / 10)))
+    lines = [
+        Line("mixtraining.start_share", start, reason),
+        Line(
+            "mixtraining.ema_momentum",
+            float(f"{1 - 1 / over:.4f}"),
+            f"the teacher is the mean of the last {over} steps or so",
+        ),
+    ]
     if short_run:
         lines += [
             Line("mixtraining.gt_score_threshold", 0.05, "an unsure teacher leaves out few boxes"),
             Line("mixtraining.pseudo_score_threshold", 0.9, "only what it is sure of is added"),
             Line("mixtraining.mixed_loss_weight", 0.5, "a mild share of the mixed half"),
-            Line("mixtraining.ema_momentum", 0.99, "over 100 steps, as there are so few"),
         ]
     else:
         lines += [

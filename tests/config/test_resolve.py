@@ -106,3 +106,33 @@ def test_one_class_cannot_be_rated_given_an_object():
     assert resolve(asked, train=dataset()).mixtraining.rate_given_object
     with pytest.raises(UserError, match="rate_given_object: of one class all boxes are rated 1"):
         resolve(asked, train=dataset(classes=1))
+
+
+@pytest.mark.parametrize(
+    ("fields", "steps", "start"),
+    [
+        ({"epochs": "8"}, 100, 82),  # 8 images in a batch, 0.818 of training is plain
+        ({"epochs": "8", "batch_size": "16"}, 50, 41),
+        ({"epochs": "8", "mixtraining.start_step": "7"}, 100, 7),
+        ({"steps": "10"}, 10, 8),
+        ({"steps": "10", "epochs": "8"}, 10, 8),
+    ],
+)
+def test_mixing_starts_at_a_share_of_training(fields, steps, start):
+    resolved = resolve(load.load("quickstart", fields), train=dataset(images=100))
+    assert (resolved.steps, resolved.mixtraining.start_step) == (steps, start)
+
+
+def test_what_is_set_in_epochs_and_shares_counts_over_a_recipes_steps():
+    asked = load.load("quickstart").unlock()
+    asked.update(steps=99)
+    asked.mixtraining.start_step = 3
+    asked.optimizer.drop_steps = (5,)
+    fields = {"epochs": "8", "mixtraining.start_share": "0.5", "optimizer.drops": "0.25,"}
+    resolved = resolve(
+        load.override_all(asked, {**fields, "optimizer.schedule": "steps"}),
+        train=dataset(images=100),
+    )
+    assert (resolved.steps, resolved.mixtraining.start_step) == (100, 50)
+    assert tuple(resolved.optimizer.drop_steps) == (25,)
+    assert load.load("cells:epochs=8").steps is None

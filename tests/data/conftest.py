@@ -19,6 +19,7 @@ def config() -> ConfigDict:
     """Small scales and buckets, batches of four, a mixed half from the first step on."""
     config = recipes.base()
     config.batch_size = 4
+    config.mixtraining.start_step = 0
     config.data.max_boxes = 5
     config.data.train.scale = (96, 32, 64)
     config.data.train.buckets = ((64, 64), (64, 96), (96, 64), (96, 96))

@@ -148,7 +148,8 @@ def _write_images(place: pathlib.Path):
         "categories": [{"id": 1, "name": "thing"}],
     }
     file.write_text(json.dumps(everything))
-    config = configs.load(str(configs.ROOT / "configs/faster.py"))
+    mixed = {"mixtraining.start_step": "0"}
+    config = configs.load(str(configs.ROOT / "configs/faster.py"), mixed)
     config.batch_size = 8
     config.data.train.update(annotations=str(file), images=str(place / "images"))
     return config
