@@ -224,6 +224,8 @@ class Detector:
         Raises:
           UserError: the data cannot be used, or has other classes.
         """
+        if changes and "eval.weights" in changes:
+            raise UserError("changes: eval.weights is chosen by load(..., weights=...)")
         if split not in ("val", "test"):
             raise UserError(f"split={split!r}: choose 'val' or 'test'")
         config = _changed(self.config, changes, data, run=True)
@@ -267,6 +269,7 @@ class Detector:
                 split=split,
                 folds=folds,
                 threshold=threshold,
+                in_program=True,
             )
         if found is None:
             raise KeyboardInterrupt
@@ -276,19 +279,19 @@ class Detector:
 def load(
     source: str | os.PathLike[str],
     *,
-    weights: str = "student",
+    weights: str | None = None,
     config: str | os.PathLike[str] | ConfigDict | None = None,
     changes: Changes | None = None,
 ) -> Detector:
     """Loads a trained detector.
 
-    Of the process it is called in it changes one thing: TensorFlow, which reads images here, leaves
-    accelerators alone.
+    Of the process it is called in it changes two things: TensorFlow, which reads images here,
+    leaves accelerators alone, and Pillow opens images of up to half a billion pixels.
 
     Args:
       source: a run's workdir (its newest checkpoint is taken), "WORKDIR:best" for the one with the
         highest AP, or a checkpoint's path.
-      weights: "student" or "teacher".
+      weights: "student" or "teacher"; None: `config.eval.weights`, the student where that is both.
       config: of a checkpoint that is of no run: a recipe's file or name, or a config. None: the
         run's own.
       changes: fields of the config, {"data.val.scale": (1333, 800)}.
@@ -296,7 +299,7 @@ def load(
     Raises:
       UserError: there is no such checkpoint or config, or they do not fit each other.
     """
-    if weights not in ("student", "teacher"):
+    if weights not in (None, "student", "teacher"):
         raise UserError(f"weights={weights!r}: choose 'student' or 'teacher'")
     process.share()
     name = os.fspath(source)
@@ -308,7 +311,7 @@ def load(
         asked, _ = config_asked.of_run(workdir, _texts(changes))
     else:
         raise UserError(f"{name} is not of a run: say config=, the recipe that it was trained by")
-    read = detect.read_weights(name, weights)
+    read = detect.read_weights(name, detect.which_weights(weights, asked))
     if workdir is not None and "step" in read.meta:  # not whatever is the newest later
         read = read._replace(source=os.fspath(workdir / "checkpoints" / str(read.meta["step"])))
     return Detector(asked, read, workdir)

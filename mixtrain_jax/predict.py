@@ -32,6 +32,8 @@ def main(flags: argparse.Namespace) -> None:
 
     process.prepare()
     parallel.start()
+    if (count := parallel.host()[1]) > 1:
+        raise UserError(f"prediction runs in one process, and {count} take part; start it alone")
     with memory_in_one_line(detect.LESS_MEMORY):
         predict(
             flags.config,

@@ -4,7 +4,7 @@ On a machine that computes on the CPU: how memory is handed out, in which order 
 how many devices. Everywhere: object stores are reached by fsspec, TensorFlow leaves accelerators
 alone and does not greet, orbax reports an error once, log messages below a warning are not shown,
 and images of up to half a billion pixels are no attack. In a process that is somebody else's
-program (`share`) object stores and TensorFlow are prepared alone.
+program (`share`) object stores, TensorFlow and the largest image are prepared alone.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+MOST_PIXELS = 1 << 29  # of an image
 # Listings are asked for anew, as other processes write too; no answer is awaited for ever.
 _GCSFS = {"use_listings_cache": False, "requests_timeout": 60}
 
@@ -48,7 +49,7 @@ def prepare(config: Any = None, training: bool = False, alone: bool = True) -> N
 
             with contextlib.suppress(RuntimeError):  # JAX computed before: its devices stay
                 jax.config.update("jax_num_cpu_devices", devices)
-    Image.MAX_IMAGE_PIXELS = 1 << 29
+    Image.MAX_IMAGE_PIXELS = MOST_PIXELS
     orbax_files.quiet_orbax()
     keep_off_accelerators()
 
@@ -68,13 +69,18 @@ def prepare_storage() -> None:
 def share() -> None:
     """Prepares a process for the Python API: object stores, and accelerators for JAX alone.
 
-    Where TensorFlow was used before, its devices stay as they are.
+    Where TensorFlow was used before, its devices stay as they are. Images may be as large as in the
+    commands.
     """
+    from PIL import Image
+
     from mixtrain_jax.data.tensorflow import keep_off_accelerators
 
     prepare_storage()
     with contextlib.suppress(RuntimeError):
         keep_off_accelerators()
+    if Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, MOST_PIXELS)
 
 
 def cpu_devices(config: Any, training: bool, cores: int, environment: Mapping[str, str]) -> int:

@@ -141,6 +141,10 @@ def test_scores_are_those_of_the_run(detector):
         detector.evaluate("test")
     with pytest.raises(mixtrain_jax.UserError, match="choose 'val' or 'test'"):
         detector.evaluate("validation")
+    with pytest.raises(mixtrain_jax.UserError, match="eval.weights is chosen by load"):
+        detector.evaluate(changes={"eval.weights": "teacher"})
+    chosen = mixtrain_jax.load("runs/shapes", changes={"eval.weights": "teacher"})
+    assert chosen._weights.which == "teacher" and detector._weights.which == "student"
     with pytest.raises(mixtrain_jax.UserError, match="the scores are written there"):
         detector.evaluate(output="metrics.json")
     for threshold in ("0.5", 30, float("nan")):

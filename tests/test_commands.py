@@ -123,7 +123,11 @@ def test_evaluate_writes_what_pycocotools_confirms(finished, shapes, tmp_path, c
     output = tmp_path / "detections.json"
     evaluate.main(flags(shapes, finished, output=str(output)))
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert set(metrics) == {*coco.KEYS, "per_class"}
+    assert set(metrics) == {*coco.KEYS, "per_class", "of"}
+    images = len(json.loads((shapes / "annotations" / "val.json").read_text())["images"])
+    of = metrics["of"]
+    assert (of["weights"], of["step"], of["images"]) == ("student", 6, images)
+    assert of["checkpoint"].startswith(str(finished)) and str(shapes) in of["data"]
     assert "AP50" in capsys.readouterr().out
     truth = COCO(str(shapes / "annotations" / "val.json"))
     scorer = COCOeval(truth, truth.loadRes(str(output)), "bbox")

@@ -72,7 +72,8 @@ def test_every_image_that_can_be_used_is_written(unnamed, tmp_path, capsys):
     error = capsys.readouterr().err
     line = error[error.index("error: ") :]
     assert line.count("\n") == 1
-    assert f"2 of 4 images could not be used and were skipped: {damaged} (not an image" in line
+    assert "2 of 4 images could not be used and were skipped: " in line
+    assert f"{damaged} (not an image" in line
     assert f"{wide} (an image resized to height 32 and width 128 fits in none of" in line
 
     assert {p.name for p in output.iterdir()} == {"x.png", "x_2.png", "detections.json"}
@@ -278,3 +279,12 @@ def test_categories_are_compared_by_name_in_label_order():
         check("cat", "dog")
     with pytest.raises(UserError, match="label 3 is sheep there, absent here"):
         check("cat", "dog", "cow", "sheep")
+
+
+def test_several_processes_are_refused(monkeypatch):
+    """All of them would write the same files."""
+    monkeypatch.setattr("mixtrain_jax.runtime.parallel.start", lambda: None)
+    monkeypatch.setattr("mixtrain_jax.runtime.parallel.host", lambda: (1, 4))
+    monkeypatch.setattr("mixtrain_jax.process.prepare", lambda: None)
+    with pytest.raises(UserError, match="in one process, and 4 take part; start it alone"):
+        command.main(types.SimpleNamespace(checkpoint="x", workdir=None))

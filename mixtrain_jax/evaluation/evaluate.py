@@ -63,7 +63,14 @@ def evaluate(
     if output is not None and parallel.host()[0] == 0:
         scores = output.with_name(_scores_name(split))
         storage.write_json(output, coco.with_original_ids(results, dataset))
-        storage.write_json(scores, metrics)
+        of = {
+            "checkpoint": weights.source,
+            "weights": weights.which,
+            "step": step,
+            "data": dataset.annotations.source,
+            "images": min(config.eval.images or len(dataset), len(dataset)),
+        }
+        storage.write_json(scores, {**metrics, "of": of})
         parallel.say(f"wrote {output} and {scores}")
         if page:
             scored = dataset.take(np.arange(config.eval.images or len(dataset))[: len(dataset)])

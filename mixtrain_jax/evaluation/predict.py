@@ -73,10 +73,8 @@ def predict(
     parallel.say(detect.describe(weights, config.data.val.scale))
 
     dataset = plain_images.dataset(list(stems), config.data)
-    unusable = plain_images.why_left_out(list(stems), dataset)
-    too_large = fitting_no_bucket(dataset, config.data.val)
-    if too_large:
-        unusable |= too_large
+    unusable = fitting_no_bucket(dataset, config.data.val)
+    if unusable:
         dataset = plain_images.dataset(
             [path for path in stems if path not in unusable], config.data
         )

@@ -117,7 +117,13 @@ def _big_detector(weights: Weights | None, remat: bool) -> list[plans.Line]:
         for name, value in weights.backbone.items():
             if value != recipes.base().model.backbone[name]:
                 lines.append(plans.Line(f"model.backbone.{name}", value, "as the weights are"))
-        if weights.backbone["name"] == "resnet" and weights.backbone["norm"] == "frozen_batch":
+        own = recipes.base().data
+        lines += [
+            plans.Line(f"data.{name}", value, "the pixels that the weights have seen")
+            for name, value in weights.pixels.items()
+            if value != own[name]
+        ]
+        if not weights.pixels and weights.backbone.get("norm") == "frozen_batch":
             lines += [
                 plans.Line(
                     "data.channels", "bgr", "weights in caffe style; torchvision's: see below"

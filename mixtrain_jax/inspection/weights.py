@@ -1,12 +1,18 @@
-"""Which backbone a checkpoint of pretrained weights is for, told from its arrays."""
+"""Which backbone a checkpoint of pretrained weights is for: as it says, or told from its arrays."""
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from mixtrain_jax.errors import UserError
 from mixtrain_jax.models import resnet
 from mixtrain_jax.runtime import checkpoint
 from mixtrain_jax.types import Params
+
+# What the recipe of a new training decides, not the weights.
+OF_TRAINING = ("drop_path", "frozen_stages")
+PIXELS = ("channels", "mean", "std")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,21 +22,34 @@ class Weights:
     Attributes:
       source: as `config.init_from` takes it.
       backbone: fields of `config.model.backbone` that they fit.
+      pixels: fields of `config.data` that say which pixels they have seen; {} if they do not tell.
     """
 
     source: str
-    backbone: dict[str, Any]
+    backbone: Mapping[str, Any]
+    pixels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def read(source: str) -> Weights | None:
     """Reads which backbone weights are for; None where no source is given.
+
+    Checkpoints of a run, and those that tools/convert_torch.py writes, hold their config.
 
     Raises:
       UserError: there is no such checkpoint, or its backbone is none that is known.
     """
     if not source:
         return None
-    return Weights(source, backbone_of(source, checkpoint.load_weights(source)[0]))
+    params, meta = checkpoint.load_weights(source)
+    backbone, config = backbone_of(source, params), meta.get("config")
+    if not config:
+        return Weights(source, backbone)
+    told = {n: v for n, v in config["model"]["backbone"].items() if n not in OF_TRAINING}
+    return Weights(source, _tuples(told), _tuples({n: config["data"][n] for n in PIXELS}))
+
+
+def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {n: tuple(value) if isinstance(value, list) else value for n, value in fields.items()}
 
 
 def backbone_of(source: str, params: Params) -> dict[str, Any]:
@@ -41,7 +60,17 @@ def backbone_of(source: str, params: Params) -> dict[str, Any]:
     )
     if "patch_embed" in backbone:
         channels = backbone["patch_embed"]["proj"]["kernel"].shape[-1]
-        return {"name": "swin", "embed_dim": int(channels), "depths": blocks}
+        tables = [
+            backbone[f"stage{i}"]["block0"]["attention"]["relative_position_bias"].shape
+            for i in range(4)
+        ]
+        return {
+            "name": "swin",
+            "embed_dim": int(channels),
+            "depths": blocks,
+            "num_heads": tuple(int(heads) for _, heads in tables),
+            "window_size": (math.isqrt(tables[0][0]) + 1) // 2,
+        }
     if "stem" in backbone:
         bottlenecks = "conv3" in backbone["stage0"]["block0"]
         depths = [

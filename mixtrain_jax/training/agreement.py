@@ -21,7 +21,7 @@ from mixtrain_jax.runtime import hosts
 from mixtrain_jax.types import TrainState
 
 # Fields in which hosts may differ: where each finds the same files, and how it reads them.
-_OWN = re.compile(r"data\.(workers|max_bad_share|\w+\.(annotations|images))|init_from")
+_OWN = re.compile(r"data\.(workers|max_bad_share|\w+\.(annotations|images|list))|init_from")
 
 
 def check(

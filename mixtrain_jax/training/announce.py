@@ -59,6 +59,7 @@ def before(
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes.student))
     parallel.say(f"{machine}; {count / 1e6:.1f} million parameters")
     memory(config, machine)
+    patience(config, val)
     if val is not None:
         other_scale(config, train, val)
     parallel.say(f"curves and pictures: tensorboard --logdir={workdir}")
@@ -104,6 +105,19 @@ def memory(config: Any, machine: Machine) -> None:
     parallel.say(f"memory of a device: {there}")
     if share > memory_estimate.WARN:
         logging.warning("A step may not fit into the memory that is there: %s.", LESS_MEMORY)
+
+
+def patience(config: Any, val: Dataset | None) -> None:
+    """Warns where training cannot stop early although it is asked to."""
+    asked, every = config.eval.patience, config.eval.every
+    if asked and (val is None or not every or (asked + 1) * every >= config.steps):
+        logging.warning(
+            "config.eval.patience = %d has no effect: in %d steps there are %d evaluations before "
+            "the last; lower config.eval.every.",
+            asked,
+            config.steps,
+            (config.steps - 1) // every if every and val is not None else 0,
+        )
 
 
 def other_scale(config: Any, train: Dataset, val: Dataset) -> None:

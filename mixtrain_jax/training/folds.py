@@ -12,11 +12,12 @@ from ml_collections import ConfigDict
 from mixtrain_jax.config import load
 from mixtrain_jax.data.sources.dataset import Dataset
 from mixtrain_jax.data.sources.load import load_dataset, read_annotations
-from mixtrain_jax.errors import STOPPED, UserError
+from mixtrain_jax.errors import STOPPED, UserError, memory_in_one_line
 from mixtrain_jax.evaluation.audit import Judge, audit
 from mixtrain_jax.runtime import hosts, parallel, signals, storage
 from mixtrain_jax.runtime.lock import hold
 from mixtrain_jax.training import loop
+from mixtrain_jax.training.announce import LESS_MEMORY
 from mixtrain_jax.training.restart import OtherRun
 from mixtrain_jax.training.run import stoppable
 
@@ -31,6 +32,7 @@ def audit_split(
     folds: int,
     threshold: float,
     dump: bool = False,
+    in_program: bool = False,
 ) -> dict[str, Any] | None:
     """Audits the labels of a split, and writes what it finds.
 
@@ -43,6 +45,7 @@ def audit_split(
       folds: how many detectors to train for the audit; 0 takes the run's own.
       threshold: findings from this score on are applied in corrected.json.
       dump: write looks.npz, too: all that the detectors see.
+      in_program: no signal ends the process while folds are trained.
 
     Returns:
       The contents of audit.json; None where training was asked to stop.
@@ -58,7 +61,7 @@ def audit_split(
     if folds and split != "train":
         raise UserError(f"--folds={folds}: no detector is trained on {split}; leave --folds out")
     dataset = load_dataset(asked.data, split)
-    with stoppable() as stop:
+    with stoppable(in_program) as stop:
         found = judges(asked, dataset, source, workdir, split, folds, stop)
     if found is None:
         return None
@@ -103,8 +106,10 @@ def judges(
         own = workdir / "folds" / f"{folds}-{k}"
         storage.make_directory(own)
         left_out = {"data.train.leave_out": f"({k}, {folds})", "images_per_epoch": str(epoch)}
+        if k:  # what the detectors before hold is used again, though it does not count as free
+            left_out["max_memory"] = "0"
         config = load.override_all(asked, left_out)
-        with hold(own):
+        with hold(own), memory_in_one_line(LESS_MEMORY):
             try:
                 # Whether it may start without pretrained weights was decided when the run started.
                 ended = loop.train(config, own, stop, from_scratch=True)

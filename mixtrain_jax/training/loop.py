@@ -87,7 +87,7 @@ def train(
             warm_start.require_weights(config)
         first = fresh(
             warm_start.initial_parameters(
-                model, config.seed, config.init_from, train_set.categories
+                model, config.seed, config.init_from, train_set.categories, config
             )
         )
     else:

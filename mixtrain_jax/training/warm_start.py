@@ -3,12 +3,23 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from absl import logging
 from flax import traverse_util
+from ml_collections import ConfigDict
 
+from mixtrain_jax.config import load
 from mixtrain_jax.errors import UserError
 from mixtrain_jax.models import detector
 from mixtrain_jax.runtime import checkpoint, parallel
 from mixtrain_jax.types import Params
+
+# Fields, by backbone, that change what arrays mean and not their shapes.
+PIXELS = ("data.channels", "data.mean", "data.std")
+ANCHORS = ("model.rpn.anchor_scale", "model.rpn.anchor_ratios")
+MEANINGS = {
+    "resnet": ("model.backbone.style", *PIXELS, *ANCHORS),
+    "swin": ("model.backbone.num_heads", "model.backbone.window_size", *PIXELS, *ANCHORS),
+}
 
 Name = tuple[str, ...]  # of an array in the tree of parameters
 
@@ -32,6 +43,7 @@ def initial_parameters(
     seed: int,
     init_from: str,
     categories: Sequence[Mapping[str, Any]] = (),
+    config: Any = None,
 ) -> Params:
     """Fresh parameters, or those of a checkpoint as far as they fit.
 
@@ -44,6 +56,7 @@ def initial_parameters(
       seed: of fresh parameters.
       init_from: `config.init_from`; "" takes none.
       categories: 'name' of each class to train on; (): unknown.
+      config: the whole config, of which fields that give arrays another meaning are named.
 
     Raises:
       UserError: there is no such checkpoint, or nothing in it fits.
@@ -53,6 +66,9 @@ def initial_parameters(
         return params
     ours = traverse_util.flatten_dict(params)
     arrays, meta = checkpoint.load_weights(init_from)
+    differ = other_meanings(config, meta) if config is not None else []
+    if differ:
+        logging.warning("%s was trained otherwise: %s", init_from, "; ".join(differ))
     taken = fitting(ours, traverse_util.flatten_dict(arrays))
     if other_classes(meta.get("categories", ()), categories):
         last = ("logits",) if model.config.roi_head.class_agnostic else ("logits", "deltas")
@@ -65,6 +81,26 @@ def initial_parameters(
         + (f"; as initialised: {rest}" if rest else "")
     )
     return traverse_util.unflatten_dict(ours | taken)
+
+
+def other_meanings(config: Any, meta: Mapping[str, Any]) -> list[str]:
+    """Says which fields give the same arrays another meaning than they had in their checkpoint.
+
+    Args:
+      config: the whole config.
+      meta: the checkpoint's, with the config it was trained by where it tells.
+    """
+    before = ConfigDict(meta.get("config") or {})
+    differ = []
+    for name in MEANINGS.get(config.model.backbone.name, (*PIXELS, *ANCHORS)):
+        was, now = load.get(before, name), load.get(config, name)
+        if was is not None and _plain(was) != _plain(now):
+            differ.append(f"config.{name} is {_plain(now)}, and was {_plain(was)}")
+    return differ
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, (list, tuple)) else value
 
 
 def fitting(ours: Mapping[Name, Any], theirs: Mapping[Name, Any]) -> dict[Name, Any]:

@@ -1,5 +1,8 @@
 """Recipes for data sets and machines: what is chosen, and that the text is what was chosen."""
 
+import json
+
+import jax
 import numpy as np
 import pytest
 
@@ -7,6 +10,7 @@ from mixtrain_jax.config import load as configs
 from mixtrain_jax.config.resolve import resolve
 from mixtrain_jax.inspection import memory_estimate, recipe, weights
 from mixtrain_jax.inspection.facts import Facts
+from mixtrain_jax.models import detector
 from mixtrain_jax.runtime.machine import Machine
 
 GIB = 2**30
@@ -124,3 +128,28 @@ def test_what_is_chosen_fits_the_memory():
     assert takes <= 6.4 * GIB
     assert small.batch_size < large.batch_size
     assert large.data.train.scale == (1333, 480, 800)
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_a_recipe_has_the_network_that_the_weights_are_of(tmp_path, monkeypatch, told):
+    """Whether their checkpoint holds the config they were trained by or not."""
+    fields = {
+        "model.backbone.embed_dim": "192", "model.backbone.num_heads": "6,12,24,48",
+        "model.backbone.window_size": "12", "model.backbone.depths": "1,1,1,1",
+        "data.channels": "bgr", "model.num_classes": "2", "model.backbone.drop_path": "0.7",
+    }  # fmt: skip
+    config = configs.load("faster", fields)
+    shapes = jax.eval_shape(lambda: detector.init(detector.build(config.model), 0))
+    params = jax.tree.map(lambda leaf: np.zeros((), leaf.dtype), shapes)
+    params["backbone"] = jax.tree.map(
+        lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), shapes["backbone"]
+    )
+    meta = {"config": json.loads(json.dumps(config.to_dict()))} if told else {}
+
+    monkeypatch.setattr(weights.checkpoint, "load_weights", lambda source: (params, meta))
+    found = weights.read("w/swin_large")
+    made_of, _ = made(tmp_path, facts(), GPU, found)
+    backbone = made_of.model.backbone
+    assert (backbone.num_heads, backbone.window_size) == ((6, 12, 24, 48), 12)
+    assert (backbone.embed_dim, backbone.drop_path) == (192, 0.2)
+    assert made_of.data.channels == ("bgr" if told else "rgb")

@@ -64,7 +64,7 @@ def test_what_differs_is_named(monkeypatch, theirs, field):
 
 def test_hosts_may_find_the_same_files_in_other_places():
     own = {"data.train.images": "/b", "data.val.annotations": "/c", "init_from": "/d/weights"}
-    own |= {"data.workers": "3", "data.max_bad_share": "0.5"}
+    own |= {"data.workers": "3", "data.max_bad_share": "0.5", "data.train.list": "/e/train.txt"}
     assert told(config=load.override_all(CONFIG, own)) == told()
 
 

@@ -92,3 +92,16 @@ def test_other_errors_stay_what_they_are():
     with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED: Quota"):
         with memory_in_one_line("do less"):
             raise RuntimeError("RESOURCE_EXHAUSTED: Quota exceeded")
+
+
+@pytest.mark.parametrize(
+    ("patience", "every", "val", "warned"),
+    [(0, 0, True, False), (3, 0, True, True), (3, 20, True, False), (3, 25, True, True),
+     (3, 20, False, True)],
+)  # fmt: skip
+def test_a_patience_without_effect_is_a_warning(warnings, patience, every, val, warned):
+    asked = types.SimpleNamespace(
+        steps=100, eval=types.SimpleNamespace(patience=patience, every=every)
+    )
+    announce.patience(asked, images((64, 64)) if val else None)
+    assert bool(warnings) == warned

@@ -1,5 +1,7 @@
 """Where parameters come from: what fits is taken, what does not is named, nothing else."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -46,6 +48,23 @@ def test_as_many_classes_of_other_names_leave_the_logits_as_initialised(model, t
     jax.tree.map(np.testing.assert_array_equal, *[head["logits"] for head in heads])
     jax.tree.map(np.testing.assert_array_equal, ours["backbone"], params["backbone"])
     assert "as initialised: roi_head/head0/logits" in capsys.readouterr().out
+
+
+def test_what_gives_arrays_another_meaning_is_told(model, tmp_path, caplog):
+    params = jax.device_get(detector.init(model, 5))
+    config = small.config()
+    meta = {"config": json.loads(json.dumps(config.to_dict()))}
+    checkpoint.save_weights(tmp_path / "weights", params, meta=meta)
+    source = str(tmp_path / "weights")
+    warm_start.initial_parameters(model, 3, source, (), config)
+    assert "trained otherwise" not in caplog.text
+    style = {"caffe": "pytorch", "pytorch": "caffe"}[config.model.backbone.style]
+    config.model.backbone.style = style
+    config.data.std = (1.0, 1.0, 1.0)
+    warm_start.initial_parameters(model, 3, source, (), config)
+    assert f"config.model.backbone.style is {style}, and was" in caplog.text
+    assert "config.data.std is (1.0, 1.0, 1.0), and was (58.395, 57.12, 57.375)" in caplog.text
+    assert "config.data.mean" not in caplog.text
 
 
 def test_weights_of_something_else_are_refused(model, tmp_path):

@@ -23,6 +23,7 @@ from mixtrain_jax.data.sources.report import MENDED, NOTE, WARNING
 from mixtrain_jax.errors import UserError
 
 LOOKED_AT = 4000
+UNREADABLE = "image files that cannot be read"  # what is said of them
 _DEEP_LOOKED_AT = 50
 _WHITES = (255, 1023, 4095, 16383, 65535)
 _SLACK = 1.5  # pixels that a box may reach out of its image by rounding
@@ -78,7 +79,7 @@ def look(
     table.findings.add(
         WARNING,
         [f"{table.files[row]}: {header.error}" for row, header in broken.items()],
-        "image files that cannot be read",
+        UNREADABLE,
         of="",
     )
     good = {row: header for row, header in headers.items() if not header.error}

@@ -115,9 +115,9 @@ def in_memory(images: Sequence[str | np.ndarray], data: Any) -> Dataset:
         read=content,
     )
     found = assemble(*headers.look(table, data.exif, "images", data.white), "images", 1)
-    if len(found) < len(names):
-        reasons = (headers.header(table, row).error for row in range(len(names)))
-        raise UserError("; ".join(f"{name}: {why}" for name, why in zip(names, reasons) if why))
+    for finding in found.found.findings:
+        if finding.text == headers.UNREADABLE:
+            raise UserError("; ".join(finding.examples))
     return found
 
 
@@ -140,14 +140,6 @@ def _as_file(image: np.ndarray) -> bytes:
     """The array as a PPM file: a line of text and the pixels."""
     height, width, _ = image.shape
     return f"P6 {width} {height} 255\n".encode() + np.ascontiguousarray(image).tobytes()
-
-
-def why_left_out(paths: Sequence[str], read: Dataset) -> dict[str, str]:
-    """By path, why an image is not in the data set that was made of the paths."""
-    kept = {read.names(row) for row in range(len(read))}
-    absent = [path for path in paths if path not in kept]
-    table = _table(absent)
-    return {path: headers.header(table, row).error for row, path in enumerate(absent)}
 
 
 def _table(paths: Sequence[str]) -> annotations.Annotations:
