@@ -59,7 +59,11 @@ def test_every_logged_name_is_explained_and_no_other(finished):
     written |= {name.replace("val_student", "val_teacher") for name in written}
     fates = ("kept", "dropped", "replaced", "mending", "missing")
     written |= {f"boxes/{fate}_normal" for fate in fates}
-    assert explained == written | {"teacher/class_share", "teacher/box_share"}
+    assert explained == written | {
+        "teacher/label_share",
+        "teacher/box_share",
+        "teacher/least_rating",
+    }
 
 
 def test_training_without_val(shapes, tmp_path, capsys):

@@ -49,12 +49,15 @@ class Tally:
     """Counts over images.
 
     `before` and `after` sum IoU with the truth of human boxes that a found one stands in for, those
-    that are replaced and those that are dropped beside it.
+    that are replaced and those that are dropped beside it; `kept_before` and `kept_after` that of
+    the kept ones as people and as the teacher drew them.
     """
 
     images: int = 0
     human: int = 0
     kept: int = 0
+    kept_before: float = 0.0
+    kept_after: float = 0.0
     dropped: int = 0
     dropped_rightly: int = 0
     replaced: int = 0
@@ -70,9 +73,19 @@ class Tally:
     found_rightly: int = 0
     unlabelled_found: int = 0
 
-    def add(self, human: Boxes, pseudo: Boxes, assignment: BoxAssignment, truth: Boxes) -> None:
+    def add(
+        self,
+        human: Boxes,
+        drawn_anew: Any,
+        pseudo: Boxes,
+        assignment: BoxAssignment,
+        truth: Boxes,
+    ) -> None:
         """Counts one image; all boxes are in pixels of its strong view."""
         drawn = _overlap(human, truth).max(axis=1, initial=0)
+        anew = _overlap((drawn_anew, human[1]), truth).max(axis=1, initial=0)
+        self.kept_before += float(drawn[assignment.kept].sum())
+        self.kept_after += float(anew[assignment.kept].sum())
         badly = drawn < WELL_DRAWN
         self.images += 1
         self.human += len(drawn)
@@ -109,6 +122,8 @@ class Tally:
 
         return {
             "kept": share(self.kept, self.human),
+            "kept IoU before": share(self.kept_before, self.kept),
+            "kept IoU after": share(self.kept_after, self.kept),
             "dropped": share(self.dropped, self.human),
             "dropped rightly": share(self.dropped_rightly, self.dropped),
             "replaced": share(self.replaced, self.human),
@@ -132,6 +147,9 @@ class Tally:
             f"replaced {share(self.replaced, self.human)}, "
             f"dropped {share(self.dropped, self.human)} "
             f"(rightly {share(self.dropped_rightly, self.dropped)})\n"
+            f"kept {self.kept}: IoU with the truth as people drew them "
+            f"{share(self.kept_before, self.kept)}, as they are trained on "
+            f"{share(self.kept_after, self.kept)}\n"
             f"found as missing {self.found}: precision {share(self.found_rightly, self.found)}, "
             f"recall {share(self.unlabelled_found, self.unlabelled)}\n"
             f"replaced {self.replaced}: badly drawn "
@@ -144,14 +162,15 @@ class Tally:
         )
 
 
-def of_image(output: stepping.TeacherOutput, i: int) -> tuple[Boxes, Boxes, BoxAssignment]:
-    """The human and the pseudo boxes of one image the teacher saw, and what became of them."""
+def of_image(output: stepping.TeacherOutput, i: int) -> tuple[Boxes, Any, Boxes, BoxAssignment]:
+    """Of one image: human boxes, the same as the teacher drew them, pseudo boxes, their fate."""
     human, seen = output.human, output.human.valid[i]
     boxes, labels = (x[i, len(seen) :] for x in (output.targets.boxes, output.targets.labels))
     assignment = {name: mask[i] for name, mask in output.assignment._asdict().items()}
     assignment |= {name: assignment[name][seen] for name in ("kept", "replaced", "dropped")}
     return (
         (human.boxes[i][seen], human.labels[i][seen]),
+        output.targets.boxes[i, : len(seen)][seen],
         (boxes, labels),
         BoxAssignment(**assignment),
     )

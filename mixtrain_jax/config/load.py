@@ -125,6 +125,8 @@ def check(config: ConfigDict) -> None:
     )
     if chosen and found:
         raise UserError("config.mixtraining: set label_share or auto_share, not both")
+    if found and not values.get("mixtraining.rate_given_object"):
+        raise UserError("config.mixtraining.auto_share needs rate_given_object=True")
     if (chosen or found) and not values.get("mixtraining.soft_background", True):
         raise UserError("config.mixtraining: soft labels need soft_background=True")
     stages = {name: len(values.get(f"model.roi_head.{name}", ())) for name in STAGES}

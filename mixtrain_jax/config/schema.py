@@ -244,7 +244,7 @@ MIXTRAINING: Group = {
         1.0, "beyond the paper: < 1 makes soft labels of the soft background", _SHARE
     ),
     "auto_share": Field(
-        False, "beyond the paper: soft labels, as hard as the teacher agrees with people"
+        False, "beyond the paper: soft labels by how often teacher and people agree"
     ),
     "must_agree": Field(False, "beyond the paper: pseudo boxes are there in the mirrored view too"),
     "agreement_iou": Field(0.7, "IoU with which a detection is there in the mirrored view", _SHARE),

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mixtrain_jax.mixtraining import targets as mixing
 from mixtrain_jax.mixtraining import teacher as teaching
 from mixtrain_jax.models.detector import Detector
 from mixtrain_jax.ops import boxes as box_ops
-from mixtrain_jax.types import Array, Batch, Params, View
+from mixtrain_jax.types import Array, Batch, Params, Targets, View
 
 Sum = Callable[[Any], Any]
 
@@ -33,13 +34,16 @@ class Criteria(NamedTuple):
       least_score: [] float32, the score above which detections are pseudo boxes.
       balance: [classes] float32 by which the teacher's probabilities of the classes are multiplied;
         None: they are as they are.
-      shares: of the labels in class targets, and of the true boxes in the boxes' targets; None:
-        there are no soft labels.
+      label_share: [] float32, of the labels in class targets; None: there are no soft labels.
+      box_share: [] float32, of the human boxes where they are drawn anew; None: they are not.
+      least_rating: [] float32, at or below which human boxes are left out; None: the config's.
     """
 
     least_score: Array
     balance: Array | None = None
-    shares: tuple[Array, Array] | None = None
+    label_share: Array | None = None
+    box_share: Array | None = None
+    least_rating: Array | None = None
 
 
 def of_step(
@@ -57,13 +61,28 @@ def of_step(
     balance = None
     if config.balance_classes:
         balance = class_balance(model, teacher, batch, sum_over_devices)
-    shares = None
+    labels, boxes, rating = None, None, None
     if config.auto_share:
-        shares = agreement(model, teacher, batch, sum_over_devices, balance)
+        labels, boxes = agreement(model, teacher, batch, sum_over_devices, balance)
+        rating = even_rating(labels, model.num_classes)
     elif config.label_share < 1:
-        shares = (jnp.float32(config.label_share),) * 2
+        labels = boxes = jnp.float32(config.label_share)
     least = least_score(model, teacher, batch, config, sum_over_devices, balance)
-    return Criteria(least, balance, shares)
+    return Criteria(least, balance, labels, boxes, rating)
+
+
+def even_rating(share: Array, classes: int) -> Array:
+    """The rating at which a label is as likely to be wrong as right, by Bayes' rule.
+
+    Before the teacher is asked, a label is right with probability `share`, and else any of the
+    other classes. What it then says of the class, given that there is an object, is taken for the
+    chance of the evidence.
+
+    Args:
+      share: [] float32, how often labels are right.
+      classes: number of classes, 2 at least.
+    """
+    return (1 - share) / (1 - share + share * (classes - 1))
 
 
 def agreement(
@@ -83,24 +102,27 @@ def agreement(
       balance: [classes] float32 by which its probabilities of the classes are multiplied first.
 
     Returns:
-      [] float32 each, shares of this step's human boxes: those whose class it holds for the best;
-      and those it draws with an IoU of at least 0.75 when asked about them, or the former share
-      where that is less: of an object that is not there no box is right. 1 where there are none.
+      [] float32 each: the share of this step's human boxes whose class it holds for the best; and,
+      of those it finds in that class, the share it draws alike (IoU of at least 0.75), or the
+      former share where that is less. 1 where there are none.
     """
-    named, drawn, count = jnp.zeros(()), jnp.zeros(()), jnp.zeros(())
+    named, count, alike, met = (jnp.zeros(()) for _ in range(4))
     for view in (batch.weak, batch.normal):
         assert view is not None
         seen = teaching.see(model, teacher, view, view)
-        probabilities, boxes = teaching.judge(model, teacher, seen, view.boxes)
-        chances = probabilities[..., :-1] * (1 if balance is None else balance)
-        same = chances.argmax(-1) == view.labels
-        alike = jnp.diagonal(box_ops.iou(view.boxes, boxes), axis1=-2, axis2=-1) >= ALIKE
-        named += (same & view.valid).sum()
-        drawn += (alike & view.valid).sum()
+        chances = teaching.classes_of(model, teacher, seen, view.boxes)
+        chances *= 1 if balance is None else balance
+        named += ((chances.argmax(-1) == view.labels) & view.valid).sum()
         count += view.valid.sum()
-    named, drawn, count = sum_over_devices((named, drawn, count))
-    shares = jnp.where(count > 0, jnp.array([named, drawn]) / jnp.maximum(count, 1), 1.0)
-    return shares[0], shares.min()
+        found, _ = teaching.find(model, teacher, seen, 0, balance)
+        human = Targets(view.boxes, view.labels, view.valid)
+        overlaps, _ = mixing.nearest(human, Targets(found.boxes, found.labels, found.valid))
+        alike += (overlaps >= ALIKE).sum()
+        met += (overlaps >= mixing.SAME).sum()
+    named, count, alike, met = sum_over_devices((named, count, alike, met))
+    of_labels = jnp.where(count > 0, named / jnp.maximum(count, 1), 1.0)
+    of_boxes = jnp.where(met > 0, alike / jnp.maximum(met, 1), 1.0)
+    return of_labels, jnp.minimum(of_labels, of_boxes)
 
 
 def class_balance(model: Detector, teacher: Params, batch: Batch, sum_over_devices: Sum) -> Array:

@@ -64,9 +64,13 @@ def of_boxes(assignment: BoxAssignment, suffix: str, sum_over_devices: Sum) -> M
 def of_criteria(criteria: Criteria) -> Metrics:
     """Says by what a step judges boxes."""
     metrics: Metrics = {"teacher/least_score": criteria.least_score}
-    if criteria.shares is not None:
-        named, drawn = criteria.shares
-        metrics |= {"teacher/class_share": named, "teacher/box_share": drawn}
+    if criteria.label_share is not None and criteria.box_share is not None:
+        metrics |= {
+            "teacher/label_share": criteria.label_share,
+            "teacher/box_share": criteria.box_share,
+        }
+    if criteria.least_rating is not None:
+        metrics["teacher/least_rating"] = criteria.least_rating
     return metrics
 
 

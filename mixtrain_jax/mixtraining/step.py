@@ -105,7 +105,7 @@ def teach(
     config: Any,
     criteria: Criteria,
     *,
-    hard: float,
+    hard: Array | float,
     soften: bool,
     keys: Array | None = None,
 ) -> tuple[TeacherOutput, Say | None]:
@@ -118,7 +118,7 @@ def teach(
       strong: the same images as the student sees them.
       config: `config.mixtraining`.
       criteria: by which it is done.
-      hard: the rating at or below which human boxes are left out.
+      hard: the rating at or below which human boxes are left out, unless the criteria have one.
       soften: the teacher has its say in the student's loss.
       keys: [B] PRNG keys that switch the teacher's stochastic depth on.
 
@@ -127,10 +127,11 @@ def teach(
     """
     human = Targets(strong.boxes, strong.labels, strong.valid)
     view = teaching.see(model, teacher, weak, strong, keys)
-    found, exact = teaching.find(model, teacher, view, criteria.least_score, criteria.balance)
+    seen, exact = teaching.find(model, teacher, view, 0, criteria.balance)
+    counts = seen.valid & (seen.scores > criteria.least_score)
     if config.must_agree:
-        agreed = teaching.agrees(model, teacher, weak, found, config.agreement_iou)
-        found = Detections(found.boxes, found.scores, found.labels, agreed)
+        counts &= teaching.agrees(model, teacher, weak, seen, config.agreement_iou)
+    found = Detections(seen.boxes, seen.scores, seen.labels, counts)
     if config.rate_boxes == "weak":  # whole objects, also where the strong view cuts them
         rated = Targets(weak.boxes, human.labels, human.valid)
     else:
@@ -139,13 +140,18 @@ def teach(
         model, teacher, view, rated,
         given_object=config.rate_given_object, balance=criteria.balance,
     )  # fmt: skip
+    drawn = human
+    if criteria.box_share is not None:
+        there = teaching.pseudo_boxes(seen, view, strong.size)
+        drawn = mixing.draw_anew(human, there, criteria.box_share)
     pseudo = teaching.pseudo_boxes(found, view, strong.size)
-    combined, assignment = mixing.combine(human, ratings, pseudo, config, hard)
+    hard = hard if criteria.least_rating is None else criteria.least_rating
+    combined, assignment = mixing.combine(drawn, ratings, pseudo, config, hard)
     output = TeacherOutput(found, human, ratings, combined, assignment, exact)
     say = None
     if soften:
         left_out = Targets(human.boxes, human.labels, assignment.dropped)
-        say = teaching.say(model, teacher, view, strong.size, criteria.shares, combined, left_out)
+        say = teaching.opinions(model, teacher, view, criteria.label_share, combined, left_out)
     return jax.lax.stop_gradient(output), say
 
 
@@ -184,8 +190,8 @@ def normal_half(
     if config.soften_normal:
         seen = teaching.see(model, teacher, view, view)
         nothing = Targets(human.boxes, human.labels, jnp.zeros_like(human.valid))
-        shares = criteria.shares
-        return human, teaching.say(model, teacher, seen, view.size, shares, human, nothing), {}
+        say = teaching.opinions(model, teacher, seen, criteria.label_share, human, nothing)
+        return human, say, {}
     return human, None, {}
 
 

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from mixtrain_jax.ops import boxes as box_ops
 from mixtrain_jax.types import Array, Targets
 
+SAME = 0.5  # IoU with which two boxes of a class are said to be of one object
+
 
 class BoxAssignment(NamedTuple):
     """What became of each box of the mixed half; all are bool and False for padding.
@@ -34,7 +36,7 @@ class BoxAssignment(NamedTuple):
 
 
 def combine(
-    human: Targets, ratings: Array, pseudo: Targets, config: Any, hard: float | None = None
+    human: Targets, ratings: Array, pseudo: Targets, config: Any, hard: Array | float | None = None
 ) -> tuple[Targets, BoxAssignment]:
     """Joins human and pseudo boxes into the targets of a view.
 
@@ -72,3 +74,31 @@ def combine(
         jnp.concatenate([assignment.kept, assignment.mending | assignment.missing], axis=-1),
     )
     return targets, assignment
+
+
+def nearest(human: Targets, found: Targets) -> tuple[Array, Array]:
+    """The largest IoU [B, N] of each human box with a found one of its class, and which that is."""
+    overlaps = box_ops.iou(human.boxes, found.boxes)
+    same = human.labels[..., :, None] == found.labels[..., None, :]
+    same &= human.valid[..., :, None] & found.valid[..., None, :]
+    overlaps = jnp.where(same, overlaps, 0)
+    return overlaps.max(-1), overlaps.argmax(-1)
+
+
+def draw_anew(human: Targets, found: Targets, share: Array) -> Targets:
+    """Beyond the paper: draws human boxes between themselves and what the teacher finds there.
+
+    Args:
+      human: N human boxes an image.
+      found: P detections of the teacher, in pixels of the same view.
+      share: [] float32, of the human box in the new one.
+
+    Returns:
+      The human boxes; those that a detection of their class overlaps by IoU of at least 0.5 are so
+      much of themselves, and for the rest the detection that overlaps most.
+    """
+    overlap, which = nearest(human, found)
+    drawn = jnp.take_along_axis(found.boxes, which[..., None], axis=-2)
+    mean = share * human.boxes + (1 - share) * drawn
+    boxes = jnp.where((overlap >= SAME)[..., None], mean, human.boxes)
+    return Targets(boxes, human.labels, human.valid)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from mixtrain_jax.models.detector import Detector, bind
-from mixtrain_jax.models.roi_heads import Opinion, Say, Soft
+from mixtrain_jax.models.roi_heads import Opinion, Say
 from mixtrain_jax.ops import boxes as box_ops
 from mixtrain_jax.types import Array, Detections, Params, Targets, View
 
@@ -159,71 +159,34 @@ def rate(
     return jnp.where(human.valid, own, 0)
 
 
-def judge(model: Detector, teacher: Params, view: TeacherView, boxes: Array) -> tuple[Array, Array]:
-    """Returns probabilities [B, N, classes + 1] of boxes [B, N, 4], and the boxes drawn anew."""
-    return bind(model, teacher).rate_boxes(view.pyramid, view.size, boxes)
-
-
 def classes_of(model: Detector, teacher: Params, view: TeacherView, boxes: Array) -> Array:
     """Returns the teacher's probabilities [B, N, classes], given that each box is an object."""
     probabilities = bind(model, teacher).score_boxes(view.pyramid, view.size, boxes)
     return _normalised(probabilities[..., :-1])
 
 
-def say(
+def opinions(
     model: Detector,
     teacher: Params,
     view: TeacherView,
-    size: Array,
-    shares: tuple[Array, Array] | None,
+    label_share: Array | None,
     targets: Targets,
     left_out: Targets,
 ) -> Say:
-    """Returns what has its say in the student's loss: soft labels or, without shares, background.
+    """Returns what says of RoIs in the strong view what the teacher makes of them.
 
-    See `soften_labels` for the arguments, and `weigh_background`.
-    """
-    if shares is None:
-        return weigh_background(model, teacher, view)
-    return soften_labels(model, teacher, view, size, shares, targets, left_out)
-
-
-def weigh_background(model: Detector, teacher: Params, view: TeacherView) -> Say:
-    """Returns what says of RoIs in the strong view how much they look like background.
-
-    In Cascade R-CNN each stage of the student is answered by the same stage of the teacher.
-    """
-
-    def of_rois(stage: int, rois: Array) -> Opinion:
-        boxes, _ = box_ops.transform(rois, view.to_weak, view.size)
-        probabilities = bind(model, teacher).score_boxes(view.pyramid, view.size, boxes, stage)
-        return Opinion(jax.lax.stop_gradient(probabilities))
-
-    return of_rois
-
-
-def soften_labels(
-    model: Detector,
-    teacher: Params,
-    view: TeacherView,
-    size: Array,
-    shares: tuple[Array, Array],
-    targets: Targets,
-    left_out: Targets,
-) -> Say:
-    """Beyond the paper: returns what has its say in the targets of RoIs in the strong view.
-
-    The soft bootstrapping of Reed et al. (arXiv 1412.6596), for boxes as well as for
-    classes: labels have a share in the targets, and the teacher the rest. RoIs that overlap a human
-    box that was left out more than any target are the teacher's alone: neither that object nor
-    background.
+    In Cascade R-CNN each stage of the student is answered by the same stage of the teacher. Without
+    a share of the labels this is the soft background: how much RoIs look like background. Beyond
+    the paper, with one, labels are soft (the soft bootstrapping of Reed et al., arXiv 1412.6596):
+    class targets are so much of the label, and for the rest what the teacher says. RoIs that
+    overlap a human box that was left out more than any target are the teacher's alone: neither that
+    object nor background.
 
     Args:
       model: the detector.
       teacher: its parameters.
       view: what `see` returned.
-      size: [B, 2] int32 height and width of the strong view.
-      shares: of the labels in class targets, and of the true boxes in the boxes' targets.
+      label_share: [] float32, of the labels in class targets; None: the soft background.
       targets: M boxes an image that the student is to find, in pixels of the strong view.
       left_out: N human boxes an image in the same pixels; valid where they are no targets.
     """
@@ -234,15 +197,13 @@ def soften_labels(
 
     def of_rois(stage: int, rois: Array) -> Opinion:
         boxes, _ = box_ops.transform(rois, view.to_weak, view.size)
-        probabilities, drawn = bind(model, teacher).rate_boxes(
-            view.pyramid, view.size, boxes, stage
-        )
-        drawn, there = box_ops.transform(drawn, view.to_strong, size)
-        drawn = jnp.where(there[..., None], drawn, rois)
-        overlap = nearest(rois, left_out)
-        alone = (overlap >= SAME) & (overlap > nearest(rois, targets))
-        soft = Soft(drawn, *(jnp.where(alone, 0, share) for share in shares))
-        return jax.lax.stop_gradient(Opinion(probabilities, soft))
+        probabilities = bind(model, teacher).score_boxes(view.pyramid, view.size, boxes, stage)
+        share = None
+        if label_share is not None:
+            overlap = nearest(rois, left_out)
+            alone = (overlap >= SAME) & (overlap > nearest(rois, targets))
+            share = jnp.where(alone, 0, label_share)
+        return jax.lax.stop_gradient(Opinion(probabilities, share))
 
     return of_rois
 

@@ -79,11 +79,9 @@ class Detector(nn.Module):
         """Returns class probabilities [B, K, classes + 1] of given boxes; see `RoIHead.score`."""
         return self.roi_head.score(pyramid, size, boxes, stage)
 
-    def rate_boxes(
-        self, pyramid: Pyramid, size: Array, boxes: Array, stage: int | None = None
-    ) -> tuple[Array, Array]:
+    def rate_boxes(self, pyramid: Pyramid, size: Array, boxes: Array) -> tuple[Array, Array]:
         """Returns class probabilities of given boxes, and the boxes refined; see `RoIHead.rate`."""
-        return self.roi_head.rate(pyramid, size, boxes, stage)
+        return self.roi_head.rate(pyramid, size, boxes)
 
     def losses(
         self,

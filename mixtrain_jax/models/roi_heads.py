@@ -28,27 +28,12 @@ class Opinion(NamedTuple):
 
     Attributes:
       probabilities: [B, K, classes + 1] float32, the background last.
-      soft: how much of a RoI's targets is the opinion; None: nothing of it, and the probabilities
-        weigh the RoIs labelled background.
+      label_share: [B, K] float32, how much of a RoI's class target is its label; the rest is the
+        probabilities. None: all of it, and they weigh the RoIs labelled background.
     """
 
     probabilities: Array
-    soft: "Soft | None" = None
-
-
-class Soft(NamedTuple):
-    """A teacher's part in the targets of RoIs.
-
-    Attributes:
-      boxes: [B, K, 4] float32, the RoIs as the teacher refines them for their best class.
-      class_share: [B, K] float32, how much of a RoI's class target is its label; the rest is the
-        teacher's probabilities.
-      box_share: [B, K] float32, the same of its box.
-    """
-
-    boxes: Array
-    class_share: Array
-    box_share: Array
+    label_share: Array | None = None
 
 
 Say = Callable[[int, Array], Opinion]  # of (stage, RoIs [B, K, 4])
@@ -177,22 +162,16 @@ class RoIHead(nn.Module):
             logits, _ = self.predict(stage, pyramid, size, boxes)
         return nn.softmax(logits)
 
-    def rate(
-        self, pyramid: Pyramid, size: Array, boxes: Array, stage: int | None = None
-    ) -> tuple[Array, Array]:
-        """Rates given boxes and draws them anew, by one stage or, as at test time, by all.
+    def rate(self, pyramid: Pyramid, size: Array, boxes: Array) -> tuple[Array, Array]:
+        """Rates given boxes as at test time, and draws them anew.
 
         Returns:
           Class probabilities [B, K, classes + 1] of boxes [B, K, 4], and the boxes [B, K, 4] as the
-          stage (by all: the last one) refines them for their best class, clipped to the image.
+          last stage refines them for their best class, clipped to the image.
         """
-        if stage is None:
-            logits, boxes, deltas = self.run_stages(pyramid, size, boxes)
-            stage = self.stages - 1
-        else:
-            logits, deltas = self.predict(stage, pyramid, size, boxes)
+        logits, boxes, deltas = self.run_stages(pyramid, size, boxes)
         best = logits[..., :-1].argmax(-1)
-        return nn.softmax(logits), self.refine(stage, boxes, deltas, best, size)
+        return nn.softmax(logits), self.refine(self.stages - 1, boxes, deltas, best, size)
 
     def detect(
         self, pyramid: Pyramid, size: Array, proposals: Proposals, scale: Array | None = None
@@ -263,8 +242,8 @@ class RoIHead(nn.Module):
           keys: [B] PRNG keys, one an image, for sampling RoIs.
           sum_over_devices: sums arrays over all devices.
           say: what the teacher says of RoIs. It weighs the RoIs labelled background by their
-            background probabilities (MixTraining's soft background) or, where it is `soft`, has a
-            part in the targets; all RoIs weigh 1 then, as with None.
+            background probabilities (MixTraining's soft background) or, where labels have a share,
+            has the rest of the class targets; all RoIs weigh 1 then, as with None.
 
         Returns:
           The weighted losses by name (this device's share of each), and a record of each stage.
@@ -279,17 +258,15 @@ class RoIHead(nn.Module):
             weights = sample.valid.astype(jnp.float32)
             goal = jax.nn.one_hot(labels, self.num_classes + 1)
             opinion = say(stage, rois) if say is not None else None
-            if opinion is not None and opinion.soft is not None:
-                stds = tuple(self.config.delta_stds[stage])
-                goal, wanted = _soften(
-                    goal, wanted, rois, opinion.probabilities, opinion.soft, stds
-                )
+            if opinion is not None and opinion.label_share is not None:
+                share = opinion.label_share[..., None]
+                goal = share * goal + (1 - share) * opinion.probabilities
             elif opinion is not None:
                 background = sample.valid & (labels == self.num_classes)
                 weights = jnp.where(background, opinion.probabilities[..., -1], weights)
                 sampled, weight = sum_over_devices((sample.valid.sum(), weights.sum()))
                 weights *= sampled / jnp.maximum(weight, 1)
-            weights = jax.lax.stop_gradient(weights)
+            weights, goal = jax.lax.stop_gradient((weights, goal))
 
             entropy = optax.softmax_cross_entropy(logits, goal)
             weighted = sum_over_devices((weights > 0).sum())
@@ -371,22 +348,6 @@ class _Sampled:
     positive: Array  # [B, K]
     valid: Array  # [B, K]
     index: Array  # [B, K] into true boxes, then candidates
-
-
-def _soften(
-    goal: Array,
-    wanted: Array,
-    rois: Array,
-    probabilities: Array,
-    soft: Soft,
-    stds: tuple[float, ...],
-) -> tuple[Array, Array]:
-    """Mixes class targets [B, K, classes + 1] and deltas [B, K, 4] with what the teacher says."""
-    share = soft.class_share[..., None]
-    goal = share * goal + (1 - share) * probabilities
-    share = soft.box_share[..., None]
-    wanted = share * wanted + (1 - share) * box_ops.encode(rois, soft.boxes, stds)
-    return jax.lax.stop_gradient((goal, wanted))
 
 
 def _smooth_l1(difference: Array, beta: float) -> Array:

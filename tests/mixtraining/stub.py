@@ -63,10 +63,6 @@ class Stub:
     def score_boxes(self, pyramid, size, boxes, stage=None):
         return self.found["probabilities"]
 
-    def rate_boxes(self, pyramid, size, boxes, stage=None):
-        drawn = self.found["drawn"] if "drawn" in self.found else boxes + self.found["moved"]
-        return self.found["probabilities"], drawn
-
 
 def seen_from(matrix, size=(64, 40)):
     """A teacher's view of which the student's is the view by the matrix."""

@@ -84,31 +84,52 @@ def test_balanced_scores_are_probabilities(detector):
 
 
 def test_labels_are_as_hard_as_the_teacher_agrees(detector):
-    """Of three boxes it names two; one it draws with IoU .8, two with .6; one is padding."""
+    """Of three boxes it names two; of two that it finds it draws one alike; one is padding."""
     detector["probabilities"] = jnp.array(
         [[[0.3, 0.1, 0.6], [0.1, 0.2, 0.7], [0.1, 0.2, 0.7], [0.9, 0.1, 0.0]]]
     )
     human = view([[0, 0, 10, 10], [20, 20, 30, 30], [0, 20, 10, 30], [0, 0, 0, 0]], [0, 1, 0, 0])
     human = human.replace(valid=jnp.array([[True, True, True, False]]))
-    detector["moved"] = jnp.array([[[0.0, 0, 0, -2], [0, 4, 0, 0], [0, 0, -4, 0], [0, 0, 0, 0]]])
+    detector["upright"] = detections(  # IoU .8, .6, and .9 of another class
+        [[0, 0, 10, 8], [20, 24, 30, 30], [0, 21, 10, 30]], [0, 1, 1], [0.9, 0.2, 0.9]
+    )
     model = SimpleNamespace(num_classes=2)
+
+    def shares(batch, **fields):
+        made = judging.of_step(model, None, batch, config(**fields), one)
+        return made.label_share, made.box_share
+
     both = Batch(human, human, human)
+    np.testing.assert_allclose(shares(both, auto_share=True), [2 / 3, 1 / 2], rtol=1e-6)
     made = judging.of_step(model, None, both, config(auto_share=True), one)
-    np.testing.assert_allclose(made.shares, [2 / 3, 1 / 3], rtol=1e-6)
-    unnamed = human.replace(labels=1 - human.labels)
-    made = judging.of_step(model, None, Batch(unnamed, unnamed, None), config(auto_share=True), one)
-    np.testing.assert_allclose(made.shares, [1 / 3, 1 / 3], rtol=1e-6)
-    shares = judging.agreement(model, None, both, one, jnp.array([0.1, 1.0]))
-    np.testing.assert_allclose(shares[0], 1 / 3, rtol=1e-6)  # all are named the second class
+    np.testing.assert_allclose(made.least_rating, 1 / 3, rtol=1e-6)  # of two classes
+    other = human.replace(labels=jnp.array([[1, 0, 1, 1]]))  # finds one, alike, and names one
+    mixed = Batch(other, other, None)
+    np.testing.assert_allclose(shares(mixed, auto_share=True), [1 / 3, 1 / 3], rtol=1e-6)
+    balanced = judging.agreement(model, None, both, one, jnp.array([0.1, 1.0]))
+    np.testing.assert_allclose(balanced[0], 1 / 3, rtol=1e-6)  # all are named the second class
     nothing = human.replace(valid=jnp.zeros((1, 4), bool))
-    made = judging.of_step(model, None, Batch(nothing, nothing, None), config(auto_share=True), one)
-    np.testing.assert_array_equal(made.shares, [1, 1])
-    made = judging.of_step(model, None, both, config(label_share=0.25), one)
-    np.testing.assert_array_equal(made.shares, [0.25, 0.25])
+    np.testing.assert_array_equal(shares(Batch(nothing, nothing, None), auto_share=True), [1, 1])
+    np.testing.assert_array_equal(shares(both, label_share=0.25), [0.25, 0.25])
     made = judging.of_step(model, None, both, config(balance_classes=True), one)
-    assert made.shares is None
+    assert made.label_share is None and made.box_share is None and made.least_rating is None
     expected = judging.class_balance(model, None, both, one)
     np.testing.assert_array_equal(made.balance, expected)
+
+
+def test_labels_are_left_out_where_they_are_more_likely_wrong():
+    """Against a count of cases: 40% of the labels are right, the teacher is calibrated."""
+    rng = np.random.default_rng(0)
+    classes, share, cases = 6, 0.4, 400_000
+    chances = rng.dirichlet(np.full(classes, 0.5), cases)
+    truth = (chances.cumsum(1) > rng.random((cases, 1))).argmax(1)
+    other = (truth + rng.integers(1, classes, cases)) % classes
+    labels = np.where(rng.random(cases) < share, truth, other)
+    rating = chances[np.arange(cases), labels]
+    limit = float(judging.even_rating(jnp.float32(share), classes))
+    near = np.abs(rating - limit) < 0.02
+    assert near.sum() > 3000
+    assert (labels == truth)[near].mean() == pytest.approx(0.5, abs=0.03)
 
 
 def test_classes_are_balanced_by_what_people_say_of_the_same_boxes(detector):

@@ -7,7 +7,7 @@ import pytest
 from mixtrain_jax.mixtraining import step as stepping
 from mixtrain_jax.mixtraining import teacher as teaching
 from mixtrain_jax.mixtraining.criteria import Criteria
-from mixtrain_jax.types import Detections, Targets
+from mixtrain_jax.types import Targets
 from tests.mixtraining.stub import Stub, config, detections, one, seen_from, view
 
 CRITERIA = Criteria(jnp.float32(0.4))
@@ -50,11 +50,8 @@ def test_the_normal_half_is_mended_as_the_mixed_half_is(detector, fields, kept, 
 
 
 def test_soft_labels_are_what_the_teacher_says_of_the_same_place(detector):
-    """In a view that is mirrored and twice as large, where its boxes move the other way."""
     detector["probabilities"] = jnp.array([[[0.7, 0.2, 0.1], [0.3, 0.1, 0.6]]])
-    detector["moved"] = jnp.array([1.0, 2.0, 3.0, 4.0])
     seen = seen_from([[-2, 0, 80], [0, 2, 0], [0, 0, 1]])
-    size = jnp.array([[128, 80]])
     human = Targets(
         jnp.array([[[12.0, 10.0, 32.0, 30.0], [50.0, 50.0, 60.0, 60.0]]]),
         jnp.array([[0, 1]]),
@@ -69,31 +66,42 @@ def test_soft_labels_are_what_the_teacher_says_of_the_same_place(detector):
         ([True, True], closer, [0.25, 0.25]),  # the second overlaps both alike
     ):
         others = Targets(human.boxes, human.labels, jnp.array([left_out]))
-        say = teaching.say(None, None, seen, size, (0.25, 0.5), targets, others)
-        opinion = say(0, rois)
+        opinion = teaching.opinions(None, None, seen, jnp.float32(0.25), targets, others)(0, rois)
         np.testing.assert_array_equal(opinion.probabilities, detector["probabilities"])
-        np.testing.assert_allclose(opinion.soft.boxes - rois, [[[-6, 4, -2, 8]] * 2], atol=1e-4)
-        np.testing.assert_allclose(opinion.soft.class_share[0], share)
-        np.testing.assert_allclose(opinion.soft.box_share[0], 2 * np.array(share))
+        np.testing.assert_allclose(opinion.label_share[0], share)
 
 
-def test_soft_boxes_are_the_teachers_as_pseudo_boxes_are(detector):
-    """In a turned view too, where the RoI it is asked about is smaller than the student's."""
-    detector["probabilities"] = jnp.ones((1, 2, 2))
-    drawn = jnp.array([[[18.0, 17.0, 33.0, 30.0], [-9.0, -9.0, -2.0, -2.0]]])
-    detector["drawn"] = drawn
-    a = np.pi / 9
-    seen = seen_from([[np.cos(a), -np.sin(a), 8], [np.sin(a), np.cos(a), -8], [0, 0, 1]])
-    rois = jnp.array([[[15.0, 15.0, 31.0, 29.0], [0.0, 0.0, 9.0, 9.0]]])
-    size, none = jnp.array([[64, 40]]), Targets(rois, None, jnp.zeros((1, 2), bool))
-    boxes = teaching.soften_labels(None, None, seen, size, (0.5, 0.5), none, none)(
-        0, rois
-    ).soft.boxes
-    found = Detections(drawn, None, None, jnp.ones((1, 2), bool))
-    pseudo = teaching.pseudo_boxes(found, seen, size)
-    assert pseudo.valid.tolist() == [[True, False]]
-    np.testing.assert_allclose(boxes[0, 0], pseudo.boxes[0, 0], atol=1e-4)
-    np.testing.assert_array_equal(boxes[0, 1], rois[0, 1])  # what is out of view has no say
+@pytest.mark.parametrize(("least", "kept"), [(None, [1, 0]), (0.25, [1, 1]), (0.75, [0, 0])])
+def test_the_steps_rating_counts_over_the_configs(detector, least, kept):
+    human = view([[0, 0, 10, 10], [20, 20, 30, 30]], [0, 1])
+    detector["upright"] = detections([[0, 50, 4, 54]], [0], [0.1])
+    detector["probabilities"] = jnp.array([[[0.7, 0.2, 0.1], [0.6, 0.3, 0.1]]])
+    made = CRITERIA._replace(least_rating=None if least is None else jnp.float32(least))
+    method = config(mend_normal=True, normal_gt_score_threshold=0.5)
+    targets, _, _ = stepping.normal_half(None, None, human, method, made, one)
+    np.testing.assert_array_equal(targets.valid[0, :2], kept)
+
+
+def test_kept_boxes_are_drawn_anew_where_the_teacher_finds_them(detector):
+    """By any score; in the normal half as in the mixed one, here a mirrored and enlarged view."""
+    human = view([[0, 0, 10, 10], [20, 20, 30, 30]], [0, 1])
+    detector["upright"] = detections([[2, 0, 12, 10], [22, 20, 32, 30]], [0, 0], [0.1, 0.9])
+    detector["probabilities"] = jnp.array([[[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]]])
+    anew = CRITERIA._replace(label_share=jnp.float32(0.5), box_share=jnp.float32(0.25))
+    method = config(mend_normal=True)
+    targets, _, _ = stepping.normal_half(None, None, human, method, anew, one)
+    np.testing.assert_allclose(targets.boxes[0, 0], [1.5, 0, 11.5, 10])
+    np.testing.assert_array_equal(targets.boxes[0, 1], human.boxes[0, 1])  # of another class
+
+    matrix = np.array([[-2, 0, 80], [0, 2, 0], [0, 0, 1]], np.float32)
+    strong = human.replace(
+        matrix=jnp.asarray(matrix)[None],
+        boxes=jnp.array([[[60.0, 0, 80, 20], [20, 40, 40, 60]]]),
+        size=jnp.array([[128, 80]]),
+    )
+    output, _ = stepping.teach(None, None, human, strong, method, anew, hard=0.0, soften=False)
+    np.testing.assert_allclose(output.targets.boxes[0, 0], [57, 0, 77, 20], atol=1e-4)
+    np.testing.assert_array_equal(output.human.boxes, strong.boxes)  # as people drew them
 
 
 def test_without_a_share_the_opinion_is_the_soft_background(detector):
@@ -103,7 +111,7 @@ def test_without_a_share_the_opinion_is_the_soft_background(detector):
         None, None, human, config(soften_normal=True), CRITERIA, one
     )
     opinion = say(0, human.boxes)
-    assert opinion.soft is None and told == {}
+    assert opinion.label_share is None and told == {}
     np.testing.assert_array_equal(opinion.probabilities, detector["probabilities"])
     np.testing.assert_array_equal(targets.valid, human.valid)
 

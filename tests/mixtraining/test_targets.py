@@ -138,3 +138,24 @@ def test_padding_changes_nothing():
         method(),
     )
     assert listed(few) == listed(many)
+
+
+def test_boxes_are_drawn_anew_between_people_and_teacher():
+    human = Targets(
+        jnp.array([[[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10], [0, 0, 10, 10.0]]]),
+        jnp.array([[0, 1, 0, 0]]),
+        jnp.array([[True, True, True, False]]),
+    )
+    found = Targets(
+        jnp.array([[[0, 0, 10, 6], [0, 0, 10, 8], [20, 0, 30, 9], [44.9, 0, 54.9, 10]]]),
+        jnp.array([[0, 0, 0, 0]]),
+        jnp.array([[True, True, True, True]]),
+    )
+    anew = mixing.draw_anew(human, found, jnp.float32(0.25))
+    np.testing.assert_allclose(anew.boxes[0, 0], [0, 0, 10, 8.5])  # by the one that overlaps most
+    for row in (1, 2, 3):  # another class, IoU below one half, padding
+        np.testing.assert_array_equal(anew.boxes[0, row], human.boxes[0, row])
+    hidden = Targets(found.boxes, found.labels, jnp.zeros((1, 4), bool))
+    for other, share in ((found, 1.0), (hidden, 0.25)):
+        same = mixing.draw_anew(human, other, jnp.float32(share))
+        np.testing.assert_array_equal(same.boxes, human.boxes)

@@ -78,9 +78,6 @@ class Detector:
     def score_boxes(self, pyramid, size, boxes, stage=None):
         return jnp.full((*boxes.shape[:2], 3), 1 / 3)
 
-    def rate_boxes(self, pyramid, size, boxes, stage=None):
-        return self.score_boxes(pyramid, size, boxes, stage), boxes + 1
-
     def losses(self, levels, size, targets, keys, sum_over_devices, say=None):
         self.note(
             "losses",
@@ -128,7 +125,7 @@ def test_the_student_learns_the_mixed_targets_and_the_teacher_makes_them(look):
     rois = jnp.zeros((1, 2, 4))
     said = mixed["say"](0, rois)
     np.testing.assert_allclose(said.probabilities, np.full((1, 2, 3), 1 / 3), rtol=1e-6)
-    assert said.soft is None
+    assert said.label_share is None
     assert float(metrics["loss"]) == float(grads["w"]) == NORMAL + 3 * STRONG
 
 
@@ -168,13 +165,12 @@ def test_labels_are_soft_in_the_halves_whose_background_is(look, soften_normal):
     normal, mixed = losses(calls)
     boxes = jnp.concatenate([BATCH.normal.boxes, BATCH.strong.boxes], axis=1)
     said = mixed["say"](0, boxes)
-    assert metrics["teacher/class_share"] == metrics["teacher/box_share"] == 0.25
-    np.testing.assert_allclose(said.soft.class_share, [[0.25, 0.25]])
-    np.testing.assert_allclose(said.soft.boxes, boxes + 1, atol=1e-4)
+    assert metrics["teacher/label_share"] == metrics["teacher/box_share"] == 0.25
+    np.testing.assert_allclose(said.label_share, [[0.25, 0.25]])
     assert (normal["say"] is not None) == soften_normal
     if soften_normal:  # there the human box, rated 1/3, is no target
         assert normal["targets"].valid.tolist() == [[False, False]]
-        np.testing.assert_allclose(normal["say"](0, boxes).soft.class_share, [[0, 0.25]])
+        np.testing.assert_allclose(normal["say"](0, boxes).label_share, [[0, 0.25]])
 
 
 def test_what_the_mixed_half_leaves_out_is_in_the_students_view(monkeypatch, look):
@@ -185,7 +181,7 @@ def test_what_the_mixed_half_leaves_out_is_in_the_students_view(monkeypatch, loo
     calls, _ = look(label_share=0.25, gt_score_threshold=0.5, pseudo_score_threshold=1.0)
     _, mixed = losses(calls)
     boxes = jnp.concatenate([BATCH.weak.boxes, strong.boxes], axis=1)
-    np.testing.assert_allclose(mixed["say"](0, boxes).soft.class_share, [[0.25, 0]])
+    np.testing.assert_allclose(mixed["say"](0, boxes).label_share, [[0.25, 0]])
 
 
 @pytest.mark.parametrize("half", ["mixed", "normal"])

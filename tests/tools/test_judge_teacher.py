@@ -30,7 +30,8 @@ def test_counts_of_an_image():
         missing=np.array([False, True, True, True, False]),
     )
     tally = judge_teacher.Tally()
-    tally.add(human, pseudo, assignment, truth)
+    tally.add(human, human[0] * [1, 1, 1, 0.5], pseudo, assignment, truth)
+    assert (tally.kept_before, tally.kept_after) == (1, 0.5)
     assert (tally.human, tally.kept, tally.replaced, tally.dropped) == (2, 1, 1, 0)
     assert (tally.badly_drawn, tally.replaced_badly_drawn) == (1, 1)
     # The second human box shares 6 of 14 columns with its object: not the same by IoU 0.5.
@@ -51,7 +52,7 @@ def test_a_found_box_that_stands_in_for_a_dropped_one():
         mending=np.array([True, False]), missing=np.array([False, True]),
     )  # fmt: skip
     tally = judge_teacher.Tally()
-    tally.add(human, pseudo, assignment, truth)
+    tally.add(human, human[0], pseudo, assignment, truth)
     figures = tally.figures()
     assert (figures["mending an image"], figures["mending precision"]) == (1, 1)
     before, after = figures["mended IoU before"], figures["mended IoU after"]
@@ -64,6 +65,6 @@ def test_an_image_without_boxes():
     tally = judge_teacher.Tally()
     nothing = np.zeros([0, 4], np.float32), np.zeros([0], np.int64)
     none = np.zeros([0], bool)
-    tally.add(nothing, nothing, BoxAssignment(none, none, none, none, none), nothing)
+    tally.add(nothing, nothing[0], nothing, BoxAssignment(none, none, none, none, none), nothing)
     assert tally == judge_teacher.Tally(images=1)
     assert "precision -, recall -" in tally.report()
