@@ -67,11 +67,12 @@ def markdown(results: Sequence[Result]) -> str:
         lines.append(_row([name, str(len(counts[name])), *(spread(values) for values in rows)]))
     judged = [result for result in results if result.get("diagnosis")]
     if judged:
-        names = [name for name in judged[0]["diagnosis"][-1] if name != "step"]
+        told = dict.fromkeys(name for result in judged for name in result["diagnosis"][-1])
+        names = [name for name in told if name != "step"]  # older results may lack some
         lines += ["", _row(["teacher of", "seeds", *names]), "|---" * (len(names) + 2) + "|"]
         for name, runs in _by_name(judged).items():
             last = [run["diagnosis"][-1] for run in runs]
-            cells = [spread([each[key] for each in last]) for key in names]
+            cells = [spread([each.get(key) for each in last]) for key in names]
             lines.append(_row([name, str(len(runs)), *cells]))
     return "\n".join(lines)
 
