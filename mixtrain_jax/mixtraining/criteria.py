@@ -63,27 +63,12 @@ def of_step(
         balance = class_balance(model, teacher, batch, sum_over_devices)
     labels, boxes, rating = None, None, None
     if config.auto_share:
-        named, alike = agreement(model, teacher, batch, sum_over_devices, balance)
-        labels = beyond_chance(named, model.num_classes)
-        boxes = jnp.minimum(labels, alike)  # of an object that is not there no box is right
-        rating = even_rating(named, model.num_classes)
+        labels, boxes = agreement(model, teacher, batch, sum_over_devices, balance)
+        rating = even_rating(labels, model.num_classes)
     elif config.label_share < 1:
         labels = boxes = jnp.float32(config.label_share)
     least = least_score(model, teacher, batch, config, sum_over_devices, balance)
     return Criteria(least, balance, labels, boxes, rating)
-
-
-def beyond_chance(share: Array, classes: int) -> Array:
-    """How often labels say more than a class drawn at random, of how often they are right.
-
-    As Cohen's kappa with classes that are equally common: 0 where labels are right as often as by
-    chance, 1 where they always are.
-
-    Args:
-      share: [] float32, how often labels are right.
-      classes: number of classes, 2 at least.
-    """
-    return jnp.maximum((share - 1 / classes) / (1 - 1 / classes), 0)
 
 
 def even_rating(share: Array, classes: int) -> Array:
@@ -107,7 +92,7 @@ def agreement(
     sum_over_devices: Sum,
     balance: Array | None = None,
 ) -> tuple[Array, Array]:
-    """How often the teacher agrees with people: in the class, and in the place.
+    """How often the teacher agrees with the labels: in the class, and in the place.
 
     Args:
       model: the detector.
@@ -118,8 +103,8 @@ def agreement(
 
     Returns:
       [] float32 each: the share of this step's human boxes whose class it holds for the best; and,
-      of those it finds in that class, the share it draws alike (IoU of at least 0.75). 1 where
-      there are none.
+      of those it finds in that class, the share it draws alike (IoU of at least 0.75), or the
+      former share where that is less. 1 where there are none.
     """
     named, count, alike, met = (jnp.zeros(()) for _ in range(4))
     for view in (batch.weak, batch.normal):
@@ -135,8 +120,9 @@ def agreement(
         alike += (overlaps >= ALIKE).sum()
         met += (overlaps >= mixing.SAME).sum()
     named, count, alike, met = sum_over_devices((named, count, alike, met))
-    of_all = jnp.where(count > 0, named / jnp.maximum(count, 1), 1.0)
-    return of_all, jnp.where(met > 0, alike / jnp.maximum(met, 1), 1.0)
+    of_labels = jnp.where(count > 0, named / jnp.maximum(count, 1), 1.0)
+    of_boxes = jnp.where(met > 0, alike / jnp.maximum(met, 1), 1.0)
+    return of_labels, jnp.minimum(of_labels, of_boxes)
 
 
 def class_balance(model: Detector, teacher: Params, batch: Batch, sum_over_devices: Sum) -> Array:
