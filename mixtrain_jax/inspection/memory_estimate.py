@@ -114,7 +114,14 @@ def _kept_of_image(model: FrozenConfigDict, bucket: tuple[int, int], max_boxes: 
 
         def loss(student: Any) -> Any:
             return method.student_loss(
-                student, batch, None, None, key, network, None, lambda tree: tree
+                student,
+                batch,
+                method.of_people(batch.normal),
+                None,
+                key,
+                network,
+                None,
+                lambda tree: tree,
             )[0]
 
         return jax.vjp(loss, params)[1]

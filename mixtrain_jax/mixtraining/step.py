@@ -46,6 +46,23 @@ class TeacherOutput(NamedTuple):
     exact: Array
 
 
+class Lesson(NamedTuple):
+    """What the student is trained on in a view.
+
+    Attributes:
+      targets: what it is to find, in pixels of the view.
+      say: what has its say in the losses of the RoI heads; None: nothing has.
+    """
+
+    targets: Targets
+    say: Say | None = None
+
+
+def of_people(view: View) -> Lesson:
+    """What people drew in a view, and no more: plain training."""
+    return Lesson(Targets(view.boxes, view.labels, view.valid))
+
+
 def gradients(
     student: Params,
     teacher: Params,
@@ -71,28 +88,26 @@ def gradients(
       This device's share of the gradients, metrics over all devices, and what the teacher made of
       this device's images (None in plain training).
     """
-    output, say, teacher_metrics = None, None, {}
-    human = Targets(batch.normal.boxes, batch.normal.labels, batch.normal.valid)
-    normal: tuple[Targets, Say | None] = (human, None)
+    output, mixed, teacher_metrics = None, None, {}
+    normal = of_people(batch.normal)
     if batch.weak is not None and batch.strong is not None:
         criteria = judging.of_step(model, teacher, batch, config, sum_over_devices)
         drop_path = config.teacher_drop_path
         keys = image_keys(jax.random.fold_in(key, 1), batch.weak) if drop_path else None
-        output, say = teach(
+        output, mixed = teach(
             model, teacher, batch.weak, batch.strong, config, criteria,
             hard=config.gt_score_threshold, soften=config.soft_background, keys=keys,
         )  # fmt: skip
-        targets, normal_say, of_normal = normal_half(
+        normal, of_normal = normal_half(
             model, teacher, batch.normal, config, criteria, sum_over_devices
         )
-        normal = targets, normal_say
         teacher_metrics = of_normal | measuring.of_criteria(criteria) | measuring.of_teacher(
             output.human, output.ratings, output.found, output.exact, output.assignment,
             batch.strong, sum_over_devices,
         )  # fmt: skip
     differentiate = jax.value_and_grad(student_loss, has_aux=True)
     (_, metrics), grads = differentiate(
-        student, batch, output, say, key, model, config, sum_over_devices, normal
+        student, batch, normal, mixed, key, model, config, sum_over_devices
     )
     return grads, metrics | teacher_metrics, output
 
@@ -108,7 +123,7 @@ def teach(
     hard: Array | float,
     soften: bool,
     keys: Array | None = None,
-) -> tuple[TeacherOutput, Say | None]:
+) -> tuple[TeacherOutput, Lesson]:
     """The teacher's part: it sees the weak view, and makes mixed targets for the strong view.
 
     Args:
@@ -123,7 +138,7 @@ def teach(
       keys: [B] PRNG keys that switch the teacher's stochastic depth on.
 
     Returns:
-      What the teacher made of the images, and what has its say in the student's loss (or None).
+      What the teacher made of the images, and what the student is trained on.
     """
     human = Targets(strong.boxes, strong.labels, strong.valid)
     view = teaching.see(model, teacher, weak, strong, keys)
@@ -152,7 +167,8 @@ def teach(
     if soften:
         left_out = Targets(human.boxes, human.labels, assignment.dropped)
         say = teaching.opinions(model, teacher, view, criteria.label_share, combined, left_out)
-    return jax.lax.stop_gradient(output), say
+    output = jax.lax.stop_gradient(output)
+    return output, Lesson(output.targets, say)
 
 
 def normal_half(
@@ -162,7 +178,7 @@ def normal_half(
     config: Any,
     criteria: Criteria,
     sum_over_devices: Sum,
-) -> tuple[Targets, Say | None, Metrics]:
+) -> tuple[Lesson, Metrics]:
     """What the normal half is trained on: its human boxes or, with `mend_normal`, mixed targets.
 
     Weak and strong view are the same here, so no box is left out as too hard: only where the
@@ -177,66 +193,71 @@ def normal_half(
       sum_over_devices: sums arrays over all devices.
 
     Returns:
-      The targets, what has its say in the loss (or None), and metrics over all devices.
+      What the student is trained on, and metrics over all devices.
     """
-    human = Targets(view.boxes, view.labels, view.valid)
     if config.mend_normal:
-        output, say = teach(
+        output, lesson = teach(
             model, teacher, view, view, config, criteria,
             hard=config.normal_gt_score_threshold, soften=config.soften_normal,
         )  # fmt: skip
         counts = measuring.of_boxes(output.assignment, "_normal", sum_over_devices)
-        return output.targets, say, counts
+        return lesson, counts
     if config.soften_normal:
         seen = teaching.see(model, teacher, view, view)
+        human = of_people(view).targets
         nothing = Targets(human.boxes, human.labels, jnp.zeros_like(human.valid))
         say = teaching.opinions(model, teacher, seen, criteria.label_share, human, nothing)
-        return human, say, {}
-    return human, None, {}
+        return Lesson(human, say), {}
+    return of_people(view), {}
 
 
 def student_loss(
     student: Params,
     batch: Batch,
-    output: TeacherOutput | None,
-    say: Say | None,
+    normal: Lesson,
+    mixed: Lesson | None,
     key: Array,
     model: Detector,
     config: Any,
     sum_over_devices: Sum,
-    normal_targets: tuple[Targets, Say | None] | None = None,
 ) -> tuple[Array, Metrics]:
     """The student's part: losses of the normal half plus weighted losses of the mixed half.
 
     Both halves go through the network together; each is normalised by its own counts.
 
+    Args:
+      student: its parameters.
+      batch: this device's images.
+      normal: what it is trained on in the normal half.
+      mixed: the same of the strong view; None: there is no mixed half.
+      key: PRNG key of this step.
+      model: the detector.
+      config: `config.mixtraining`.
+      sum_over_devices: sums arrays over all devices.
+
     Returns:
       This device's share of the loss, and metrics over all devices.
     """
-    normal, strong = batch.normal, batch.strong
-    seen = normal if strong is None else _join(normal, strong)
+    strong = batch.strong
+    seen = batch.normal if strong is None else _join(batch.normal, strong)
     keys = image_keys(key, seen)
     detector = bind(model, student)
     pyramid = detector.features(seen.image, seen.size, keys)
 
-    def half(
-        name: str, rows: slice, view: View, targets: Targets, say: Say | None
-    ) -> tuple[Array, Metrics]:
+    def half(name: str, rows: slice, view: View, lesson: Lesson) -> tuple[Array, Metrics]:
         levels = tuple(level[rows] for level in pyramid)
         losses, records = detector.losses(
-            levels, view.size, targets, keys[rows], sum_over_devices, say
+            levels, view.size, lesson.targets, keys[rows], sum_over_devices, lesson.say
         )
         measured = measuring.of_half(name, losses, records, sum_over_devices)
         return sum(losses.values(), start=jnp.zeros(())), measured
 
-    count = len(normal.image)
-    human = Targets(normal.boxes, normal.labels, normal.valid)
-    loss, metrics = half("normal", slice(0, count), normal, *(normal_targets or (human, None)))
-    if strong is not None and output is not None:
-        rows = slice(count, None)
-        mixed, more = half("mixed", rows, strong, output.targets, say)
-        loss += config.mixed_loss_weight * mixed
-        metrics |= more
+    count = len(batch.normal.image)
+    loss, metrics = half("normal", slice(0, count), batch.normal, normal)
+    if strong is not None and mixed is not None:
+        more, of_mixed = half("mixed", slice(count, None), strong, mixed)
+        loss += config.mixed_loss_weight * more
+        metrics |= of_mixed
     return loss, metrics | {"loss": sum_over_devices(loss)}
 
 

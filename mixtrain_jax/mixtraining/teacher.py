@@ -169,9 +169,9 @@ def opinions(
     model: Detector,
     teacher: Params,
     view: TeacherView,
-    label_share: Array | None,
-    targets: Targets,
-    left_out: Targets,
+    label_share: Array | None = None,
+    targets: Targets | None = None,
+    left_out: Targets | None = None,
 ) -> Say:
     """Returns what says of RoIs in the strong view what the teacher makes of them.
 
@@ -186,12 +186,14 @@ def opinions(
       model: the detector.
       teacher: its parameters.
       view: what `see` returned.
-      label_share: [] float32, of the labels in class targets; None: the soft background.
+      label_share: [] float32, of the labels in class targets; None: the soft background, for which
+        the following are not looked at.
       targets: M boxes an image that the student is to find, in pixels of the strong view.
       left_out: N human boxes an image in the same pixels; valid where they are no targets.
     """
 
-    def nearest(rois: Array, those: Targets) -> Array:
+    def nearest(rois: Array, those: Targets | None) -> Array:
+        assert those is not None
         overlaps = box_ops.iou(rois, those.boxes) * those.valid[..., None, :]
         return overlaps.max(-1)
 

@@ -193,7 +193,7 @@ def test_pseudo_boxes_and_targets_are_the_same(teacher_output):
 def learn(model, weights, look):
     """Losses, RoI records and gradients of the student on the released targets and proposals."""
     limits = golden.facts()["thresholds"]
-    say = teaching.weigh_background(model, weights[1], look)
+    say = teaching.opinions(model, weights[1], look)
     boxes, valid = golden.padded("unsup{}_target_bboxes", (0, 1), 32)
     labels, _ = golden.padded("unsup{}_target_labels", (0, 1), 32)
     images, sizes = golden.images(NORMAL + STRONG)

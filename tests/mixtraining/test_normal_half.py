@@ -38,8 +38,9 @@ def test_the_normal_half_is_mended_as_the_mixed_half_is(detector, fields, kept, 
     )
     detector["probabilities"] = jnp.array([[[0.7, 0.2, 0.1], [0.8, 0.1, 0.1]]])
     method = config(mend_normal=True, **fields)
-    targets, say, told = stepping.normal_half(None, None, human, method, CRITERIA, one)
-    assert say is None
+    lesson, told = stepping.normal_half(None, None, human, method, CRITERIA, one)
+    targets = lesson.targets
+    assert lesson.say is None
     np.testing.assert_array_equal(targets.valid[0], [*kept, replaced_by, True, False])
     np.testing.assert_array_equal(targets.boxes[0, :2], human.boxes[0])
     np.testing.assert_array_equal(targets.labels[0, :2], human.labels[0])
@@ -78,8 +79,8 @@ def test_the_steps_rating_counts_over_the_configs(detector, least, kept):
     detector["probabilities"] = jnp.array([[[0.7, 0.2, 0.1], [0.6, 0.3, 0.1]]])
     made = CRITERIA._replace(least_rating=None if least is None else jnp.float32(least))
     method = config(mend_normal=True, normal_gt_score_threshold=0.5)
-    targets, _, _ = stepping.normal_half(None, None, human, method, made, one)
-    np.testing.assert_array_equal(targets.valid[0, :2], kept)
+    lesson, _ = stepping.normal_half(None, None, human, method, made, one)
+    np.testing.assert_array_equal(lesson.targets.valid[0, :2], kept)
 
 
 def test_kept_boxes_are_drawn_anew_where_the_teacher_finds_them(detector):
@@ -89,7 +90,8 @@ def test_kept_boxes_are_drawn_anew_where_the_teacher_finds_them(detector):
     detector["probabilities"] = jnp.array([[[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]]])
     anew = CRITERIA._replace(label_share=jnp.float32(0.5), box_share=jnp.float32(0.25))
     method = config(mend_normal=True)
-    targets, _, _ = stepping.normal_half(None, None, human, method, anew, one)
+    lesson, _ = stepping.normal_half(None, None, human, method, anew, one)
+    targets = lesson.targets
     np.testing.assert_allclose(targets.boxes[0, 0], [1.5, 0, 11.5, 10])
     np.testing.assert_array_equal(targets.boxes[0, 1], human.boxes[0, 1])  # of another class
 
@@ -107,17 +109,17 @@ def test_kept_boxes_are_drawn_anew_where_the_teacher_finds_them(detector):
 def test_without_a_share_the_opinion_is_the_soft_background(detector):
     detector["probabilities"] = jnp.array([[[0.7, 0.2, 0.1]]])
     human = view([[0, 0, 10, 10]], [0])
-    targets, say, told = stepping.normal_half(
+    lesson, told = stepping.normal_half(
         None, None, human, config(soften_normal=True), CRITERIA, one
     )
-    opinion = say(0, human.boxes)
+    opinion = lesson.say(0, human.boxes)
     assert opinion.label_share is None and told == {}
     np.testing.assert_array_equal(opinion.probabilities, detector["probabilities"])
-    np.testing.assert_array_equal(targets.valid, human.valid)
+    np.testing.assert_array_equal(lesson.targets.valid, human.valid)
 
 
 def test_switched_off_the_normal_half_is_the_human_boxes():
     human = view([[0, 0, 10, 10]], [0])
-    targets, say, told = stepping.normal_half(None, None, human, config(), CRITERIA, one)
-    assert say is None and told == {}
-    np.testing.assert_array_equal(targets.boxes, human.boxes)
+    lesson, told = stepping.normal_half(None, None, human, config(), CRITERIA, one)
+    assert lesson.say is None and told == {}
+    np.testing.assert_array_equal(lesson.targets.boxes, human.boxes)

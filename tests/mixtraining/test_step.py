@@ -69,12 +69,13 @@ def test_normal_half_ignores_the_mixed_half(world):
 
     @jax.jit
     def gradient(batch):
-        output, say = steps.teach(
+        _, mixed = steps.teach(
             model, state.teacher, batch.weak, batch.strong, method, Criteria(jnp.float32(0.9)),
             hard=0.9, soften=True,
         )  # fmt: skip
+        normal = steps.of_people(batch.normal)
         loss = lambda p: steps.student_loss(  # noqa: E731
-            p, batch, output, say, key, model, method, lambda x: x
+            p, batch, normal, mixed, key, model, method, lambda x: x
         )[0]
         return jax.grad(loss)(state.student)
 
