@@ -70,8 +70,8 @@ def override_all(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigDict
     result = copy.deepcopy(config).unlock()
     for name, text in overrides.items():
         override(result, name, text)
-        in_steps = schema.IN_STEPS.get(name)
-        if in_steps is not None and in_steps not in overrides:
+        in_steps = schema.IN_STEPS.get(name, name)
+        if in_steps not in overrides and None not in (get(result, name), get(result, in_steps)):
             override(result, in_steps, "None")
     check(result)
     return result.lock()
@@ -117,18 +117,6 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"config.{name} is {values[name]!r}: expected {error}") from None
         if field.rule is not None and not field.rule.test(values[name]):
             raise UserError(f"config.{name} is {values[name]!r}: {field.rule.text}")
-    if values.get("mixtraining.auto_count") and values.get("mixtraining.auto_agreement"):
-        raise UserError("config.mixtraining: set auto_count or auto_agreement, not both")
-    chosen, found = (
-        values.get("mixtraining.label_share", 1) < 1,
-        values.get("mixtraining.auto_share"),
-    )
-    if chosen and found:
-        raise UserError("config.mixtraining: set label_share or auto_share, not both")
-    if found and not values.get("mixtraining.rate_given_object"):
-        raise UserError("config.mixtraining.auto_share needs rate_given_object=True")
-    if (chosen or found) and not values.get("mixtraining.soft_background", True):
-        raise UserError("config.mixtraining: soft labels need soft_background=True")
     stages = {name: len(values.get(f"model.roi_head.{name}", ())) for name in STAGES}
     if len(set(stages.values())) > 1:
         raise UserError(f"config.model.roi_head: give as many {', '.join(stages)} as stages")

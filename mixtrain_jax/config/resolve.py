@@ -52,13 +52,9 @@ def resolve(
         result.data.train.buckets = buckets.for_training(
             train.sizes, config.data.train, result.steps
         )
-        method = config.mixtraining
-        if method.enabled and method.rate_given_object and result.model.num_classes == 1:
-            raise UserError(
-                "config.mixtraining.rate_given_object: of one class all boxes are rated 1; "
-                "leave it False"
-            )
-        halves = 2 if method.enabled else 1
+        if config.mixtraining.enabled:
+            _check_method(config.mixtraining, result.model.num_classes)
+        halves = 2 if config.mixtraining.enabled else 1
         check_batch_size("batch_size", config.batch_size, devices, halves * config.accumulate)
     if result.steps is not None:
         result.optimizer.drop_steps = _drop_steps(result)
@@ -98,6 +94,25 @@ def describe(config: FrozenConfigDict, train: Dataset) -> str:
     else:
         lines.append(f"  MixTraining from step {method.start_step + 1} on")
     return "\n".join(lines)
+
+
+def _check_method(method: ConfigDict, classes: int) -> None:
+    """Raises UserError where switches of the method contradict each other or the data."""
+    soft = method.label_share < 1 or method.auto_share
+    wrong = {
+        "set auto_count or auto_agreement, not both": method.auto_count and method.auto_agreement,
+        "set label_share or auto_share, not both": method.label_share < 1 and method.auto_share,
+        "auto_share needs rate_given_object=True": (
+            method.auto_share and not method.rate_given_object
+        ),
+        "soft labels need soft_background=True": soft and not method.soft_background,
+        "rate_given_object rates all boxes of one class 1; leave it False": (
+            method.rate_given_object and classes == 1
+        ),
+    }
+    for what, is_so in wrong.items():
+        if is_so:
+            raise UserError(f"config.mixtraining: {what}")
 
 
 def _classes(config: ConfigDict, dataset: Dataset | None, classes: int | None) -> int:

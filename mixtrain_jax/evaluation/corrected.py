@@ -146,14 +146,19 @@ def write_labels(
 
 
 def _link_images(table: Annotations, folder: epath.Path) -> None:
-    """Links the images that are files of this machine, unless something is there already."""
-    if not storage.is_local(folder):
+    """Links the images, unless something is there already; says so where they cannot be linked."""
+    files = dict(zip(writers.yolo_names(table), table.paths, strict=False))
+    if not all(map(storage.is_local, (folder, *files.values()))):
+        logging.warning("%s: put the images there; between buckets nothing can be linked", folder)
         return
-    for file, path in zip(writers.yolo_names(table), table.paths, strict=False):
-        link = os.path.join(folder, file)
-        if storage.is_local(path) and not os.path.lexists(link):
-            os.makedirs(os.path.dirname(link), exist_ok=True)
-            os.symlink(os.path.abspath(path), link)
+    try:
+        for file, path in files.items():
+            link = os.path.join(folder, file)
+            if not os.path.lexists(link):
+                os.makedirs(os.path.dirname(link), exist_ok=True)
+                os.symlink(os.path.abspath(path), link)
+    except OSError as problem:
+        logging.warning("%s: put the images there; they cannot be linked: %s", folder, problem)
 
 
 def apply_decisions(

@@ -123,7 +123,7 @@ def _big_detector(weights: Weights | None, remat: bool) -> list[plans.Line]:
             for name, value in weights.pixels.items()
             if value != own[name]
         ]
-        if not weights.pixels and weights.backbone.get("norm") == "frozen_batch":
+        if not weights.pixels and weights.frozen:
             lines += [
                 plans.Line(
                     "data.channels", "bgr", "weights in caffe style; torchvision's: see below"
@@ -139,7 +139,7 @@ def _big_detector(weights: Weights | None, remat: bool) -> list[plans.Line]:
 
 
 def _optimizer(weights: Weights | None, batch: int, steps: int) -> list[plans.Line]:
-    if weights is not None and weights.backbone.get("norm") == "frozen_batch":
+    if weights is not None and weights.frozen:
         return [
             plans.Line("optimizer.name", "sgd", "as the paper trains ResNet"),
             plans.Line(

@@ -29,6 +29,11 @@ class Weights:
     backbone: Mapping[str, Any]
     pixels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    @property
+    def frozen(self) -> bool:
+        """Whether they are of a ResNet whose batch norm stays as it is."""
+        return self.backbone["name"] == "resnet" and self.backbone.get("norm") == "frozen_batch"
+
 
 def read(source: str) -> Weights | None:
     """Reads which backbone weights are for; None where no source is given.

@@ -36,7 +36,8 @@ class Criteria(NamedTuple):
         None: they are as they are.
       label_share: [] float32, of the labels in class targets; None: there are no soft labels.
       box_share: [] float32, of the human boxes where they are drawn anew; None: they are not.
-      least_rating: [] float32, at or below which human boxes are left out; None: the config's.
+      least_rating: [] float32, at or below which human boxes are left out in either half; None: as
+        the config has it.
     """
 
     least_score: Array

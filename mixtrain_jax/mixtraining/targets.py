@@ -36,7 +36,7 @@ class BoxAssignment(NamedTuple):
 
 
 def combine(
-    human: Targets, ratings: Array, pseudo: Targets, config: Any, hard: Array | float | None = None
+    human: Targets, ratings: Array, pseudo: Targets, config: Any, hard: Array | float
 ) -> tuple[Targets, BoxAssignment]:
     """Joins human and pseudo boxes into the targets of a view.
 
@@ -45,15 +45,14 @@ def combine(
       ratings: [B, N] float32, the teacher's probability of each human box's class.
       pseudo: P pseudo boxes an image, in pixels of the view.
       config: `config.mixtraining`.
-      hard: rating at or below which a human box is left out; None takes the config's.
+      hard: rating at or below which a human box is left out.
 
     Returns:
       Targets with N + P slots, human boxes first, and what became of every box.
     """
-    threshold = config.gt_score_threshold if hard is None else hard
     easy = human.valid
     if config.mixed_augmentation:
-        easy &= ratings > threshold
+        easy &= ratings > hard
     overlaps = box_ops.iou(human.boxes, pseudo.boxes) > config.iou_threshold
     overlaps &= human.valid[..., :, None] & pseudo.valid[..., None, :]
     # All of them at 1, as in the paper; a box that is left out is doubted at any.

@@ -10,13 +10,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mixtrain_jax.mixtraining import targets as mixing
 from mixtrain_jax.models.detector import Detector, bind
 from mixtrain_jax.models.roi_heads import Opinion, Say
 from mixtrain_jax.ops import boxes as box_ops
 from mixtrain_jax.types import Array, Detections, Params, Targets, View
 
 TINY = 1e-9  # least sum of probabilities by which one divides
-SAME = 0.5  # IoU with which a RoI is said to be of an object
 
 
 class TeacherView(NamedTuple):
@@ -169,9 +169,9 @@ def opinions(
     model: Detector,
     teacher: Params,
     view: TeacherView,
-    label_share: Array | None = None,
-    targets: Targets | None = None,
-    left_out: Targets | None = None,
+    label_share: Array | None,
+    targets: Targets,
+    left_out: Targets,
 ) -> Say:
     """Returns what says of RoIs in the strong view what the teacher makes of them.
 
@@ -186,14 +186,12 @@ def opinions(
       model: the detector.
       teacher: its parameters.
       view: what `see` returned.
-      label_share: [] float32, of the labels in class targets; None: the soft background, for which
-        the following are not looked at.
+      label_share: [] float32, of the labels in class targets; None: the soft background.
       targets: M boxes an image that the student is to find, in pixels of the strong view.
       left_out: N human boxes an image in the same pixels; valid where they are no targets.
     """
 
-    def nearest(rois: Array, those: Targets | None) -> Array:
-        assert those is not None
+    def most(rois: Array, those: Targets) -> Array:
         overlaps = box_ops.iou(rois, those.boxes) * those.valid[..., None, :]
         return overlaps.max(-1)
 
@@ -202,8 +200,8 @@ def opinions(
         probabilities = bind(model, teacher).score_boxes(view.pyramid, view.size, boxes, stage)
         share = None
         if label_share is not None:
-            overlap = nearest(rois, left_out)
-            alone = (overlap >= SAME) & (overlap > nearest(rois, targets))
+            overlap = most(rois, left_out)
+            alone = (overlap >= mixing.SAME) & (overlap > most(rois, targets))
             share = jnp.where(alone, 0, label_share)
         return jax.lax.stop_gradient(Opinion(probabilities, share))
 

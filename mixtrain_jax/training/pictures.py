@@ -75,7 +75,7 @@ def _strong(
     human, assignment = output.human, output.assignment
     pseudo = slice(human.boxes.shape[1], None)
     groups = (
-        ("human", assignment.kept[i], human.boxes[i], human.labels[i]),
+        ("human", assignment.kept[i], output.targets.boxes[i, : pseudo.start], human.labels[i]),
         ("dropped", assignment.dropped[i], human.boxes[i], human.labels[i]),
         (
             "replaced",

@@ -17,8 +17,8 @@ from mixtrain_jax.types import Params
 PIXELS = ("data.channels", "data.mean", "data.std")
 ANCHORS = ("model.rpn.anchor_scale", "model.rpn.anchor_ratios")
 MEANINGS = {
-    "resnet": ("model.backbone.style", *PIXELS, *ANCHORS),
-    "swin": ("model.backbone.num_heads", "model.backbone.window_size", *PIXELS, *ANCHORS),
+    "resnet": ("model.backbone.style", *PIXELS),
+    "swin": ("model.backbone.num_heads", "model.backbone.window_size", *PIXELS),
 }
 
 Name = tuple[str, ...]  # of an array in the tree of parameters
@@ -66,10 +66,11 @@ def initial_parameters(
         return params
     ours = traverse_util.flatten_dict(params)
     arrays, meta = checkpoint.load_weights(init_from)
-    differ = other_meanings(config, meta) if config is not None else []
+    taken = fitting(ours, traverse_util.flatten_dict(arrays))
+    parts = {name[0] for name in taken}
+    differ = other_meanings(config, meta, parts) if config is not None else []
     if differ:
         logging.warning("%s was trained otherwise: %s", init_from, "; ".join(differ))
-    taken = fitting(ours, traverse_util.flatten_dict(arrays))
     if other_classes(meta.get("categories", ()), categories):
         last = ("logits",) if model.config.roi_head.class_agnostic else ("logits", "deltas")
         taken = {n: a for n, a in taken.items() if n[0] != "roi_head" or n[-2] not in last}
@@ -83,16 +84,18 @@ def initial_parameters(
     return traverse_util.unflatten_dict(ours | taken)
 
 
-def other_meanings(config: Any, meta: Mapping[str, Any]) -> list[str]:
+def other_meanings(config: Any, meta: Mapping[str, Any], parts: Collection[str]) -> list[str]:
     """Says which fields give the same arrays another meaning than they had in their checkpoint.
 
     Args:
       config: the whole config.
       meta: the checkpoint's, with the config it was trained by where it tells.
+      parts: of the model, those that arrays are taken for.
     """
     before = ConfigDict(meta.get("config") or {})
     differ = []
-    for name in MEANINGS.get(config.model.backbone.name, (*PIXELS, *ANCHORS)):
+    names = MEANINGS.get(config.model.backbone.name, PIXELS)
+    for name in (*names, *(ANCHORS if "rpn" in parts else ())):
         was, now = load.get(before, name), load.get(config, name)
         if was is not None and _plain(was) != _plain(now):
             differ.append(f"config.{name} is {_plain(now)}, and was {_plain(was)}")

@@ -245,24 +245,6 @@ def test_values_that_cannot_work_are_refused(field, text, message):
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"auto_count": "0.3", "auto_agreement": "0.9"}, "set auto_count or auto_agreement"),
-        ({"label_share": "0.3", "soft_background": "False"}, "soft labels need soft_background"),
-        ({"label_share": "0.3", "auto_share": "True"}, "set label_share or auto_share"),
-        ({"auto_share": "True"}, "auto_share needs rate_given_object=True"),
-        (
-            {"auto_share": "True", "rate_given_object": "True", "soft_background": "False"},
-            "soft labels need soft_background",
-        ),
-    ],
-)
-def test_switches_that_exclude_each_other_are_refused(fields, message):
-    with pytest.raises(UserError, match=message):
-        config.load("cascade", {f"mixtraining.{name}": text for name, text in fields.items()})
-
-
-@pytest.mark.parametrize(
     ("line", "expected"),
     [
         ("config.bach_size = 4", r"sets config.bach_size, .* nearest is config.batch_size"),

@@ -104,7 +104,7 @@ def test_contradictions_are_one_line(changes, options, message):
 def test_one_class_cannot_be_rated_given_an_object():
     asked = load.load("faster", {"mixtraining.rate_given_object": "True"})
     assert resolve(asked, train=dataset()).mixtraining.rate_given_object
-    with pytest.raises(UserError, match="rate_given_object: of one class all boxes are rated 1"):
+    with pytest.raises(UserError, match="rate_given_object rates all boxes of one class 1"):
         resolve(asked, train=dataset(classes=1))
 
 
@@ -136,3 +136,25 @@ def test_what_is_set_in_epochs_and_shares_counts_over_a_recipes_steps():
     assert (resolved.steps, resolved.mixtraining.start_step) == (100, 50)
     assert tuple(resolved.optimizer.drop_steps) == (25,)
     assert load.load("cells:epochs=8").steps is None
+    assert load.load("cells", {"epochs": "None"}).steps == 1000
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"auto_count": "0.3", "auto_agreement": "0.9"}, "set auto_count or auto_agreement"),
+        ({"label_share": "0.3", "soft_background": "False"}, "soft labels need soft_background"),
+        ({"label_share": "0.3", "auto_share": "True"}, "set label_share or auto_share"),
+        ({"auto_share": "True"}, "auto_share needs rate_given_object=True"),
+        (
+            {"auto_share": "True", "rate_given_object": "True", "soft_background": "False"},
+            "soft labels need soft_background",
+        ),
+    ],
+)
+def test_switches_that_exclude_each_other_are_refused(fields, message):
+    asked = load.load("cascade", {f"mixtraining.{name}": text for name, text in fields.items()})
+    with pytest.raises(UserError, match=message):
+        resolve(asked, train=dataset())
+    resolve(asked, classes=3)  # what detection needs is there all the same
+    resolve(load.override_all(asked, {"mixtraining.enabled": "False"}), train=dataset())

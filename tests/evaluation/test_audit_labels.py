@@ -195,6 +195,25 @@ def test_corrected_yolo_labels_train_in_place_of_the_first(layout, tmp_path):
     assert there.categories == dataset.categories
 
 
+@pytest.mark.parametrize("bucket", [False, True])
+def test_images_that_cannot_be_linked_are_told_of(bucket, tmp_path, caplog, monkeypatch):
+    cases.yolo(tmp_path / "people")
+    source, dataset = read(tmp_path / "people")
+    first = corrected.original(dataset, config(tmp_path / "people").data, "train")
+
+    def refuse(*_):
+        raise OSError("no links here")
+
+    monkeypatch.setattr(corrected.os, "symlink", refuse)
+    if bucket:
+        monkeypatch.setattr(corrected.storage, "is_local", lambda path: False)
+    output = epath.Path(tmp_path / "corrected.json")
+    nothing = nothing_applied(dataset)
+    corrected.write_labels(first, source, dataset.name, nothing, NOTHING, output)
+    assert (tmp_path / "corrected" / "labels").is_dir()
+    assert "put the images there" in caplog.text
+
+
 def test_labels_that_cannot_be_written_as_they_came_are_in_cocos_file(tmp_path, caplog):
     """Two images of one label file."""
     for name in ("0.png", "0.jpg"):

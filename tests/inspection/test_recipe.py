@@ -153,3 +153,4 @@ def test_a_recipe_has_the_network_that_the_weights_are_of(tmp_path, monkeypatch,
     assert (backbone.num_heads, backbone.window_size) == ((6, 12, 24, 48), 12)
     assert (backbone.embed_dim, backbone.drop_path) == (192, 0.2)
     assert made_of.data.channels == ("bgr" if told else "rgb")
+    assert made_of.optimizer.name == "adamw"

@@ -131,7 +131,7 @@ def ask(model, weights, look):
     pseudo = teaching.pseudo_boxes(above, look, strong_size)
     config = configs.load(str(configs.ROOT / "configs" / "cascade.py")).mixtraining
     config.update(gt_score_threshold=limits["gt_score_thr"], iou_threshold=limits["iou_thr"])
-    combined, assignment = mixing.combine(human, ratings, pseudo, config)
+    combined, assignment = mixing.combine(human, ratings, pseudo, config, limits["gt_score_thr"])
     return found, exact, above, ratings, pseudo, combined, assignment
 
 
@@ -193,9 +193,10 @@ def test_pseudo_boxes_and_targets_are_the_same(teacher_output):
 def learn(model, weights, look):
     """Losses, RoI records and gradients of the student on the released targets and proposals."""
     limits = golden.facts()["thresholds"]
-    say = teaching.opinions(model, weights[1], look)
     boxes, valid = golden.padded("unsup{}_target_bboxes", (0, 1), 32)
     labels, _ = golden.padded("unsup{}_target_labels", (0, 1), 32)
+    targets = Targets(boxes, labels, valid)
+    say = teaching.opinions(model, weights[1], look, None, targets, targets)
     images, sizes = golden.images(NORMAL + STRONG)
     keys = jax.random.split(jax.random.key(0), 4)
     proposals = stored_proposals("student{}_proposals", (0, 1, 2, 3))
@@ -209,7 +210,7 @@ def learn(model, weights, look):
             out = []
             for rows, targets, weight in (
                 (slice(0, 2), human_boxes(NORMAL), None),
-                (slice(2, 4), Targets(boxes, labels, valid), say),
+                (slice(2, 4), targets, say),
             ):
                 own = rpn.Predictions(
                     predictions.logits[rows], predictions.deltas[rows], predictions.shapes

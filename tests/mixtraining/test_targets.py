@@ -32,6 +32,7 @@ def combine(ratings, config, human=HUMAN, valid=VALID, pseudo=PSEUDO, pseudo_val
             jnp.array([pseudo], jnp.float32), jnp.array([PSEUDO_LABELS]), jnp.array([pseudo_valid])
         ),
         config,
+        config.gt_score_threshold,
     )
 
 
@@ -136,6 +137,7 @@ def test_padding_changes_nothing():
             jnp.array([[*PSEUDO_VALID, False]]),
         ),
         method(),
+        0.9,
     )
     assert listed(few) == listed(many)
 

@@ -65,6 +65,13 @@ def test_what_gives_arrays_another_meaning_is_told(model, tmp_path, caplog):
     assert f"config.model.backbone.style is {style}, and was" in caplog.text
     assert "config.data.std is (1.0, 1.0, 1.0), and was (58.395, 57.12, 57.375)" in caplog.text
     assert "config.data.mean" not in caplog.text
+    config.model.rpn.anchor_scale *= 2
+    warm_start.initial_parameters(model, 3, source, (), config)
+    assert "config.model.rpn.anchor_scale is" in caplog.text
+    caplog.clear()
+    checkpoint.save_weights(tmp_path / "backbone", {"backbone": params["backbone"]}, meta=meta)
+    warm_start.initial_parameters(model, 3, str(tmp_path / "backbone"), (), config)
+    assert "anchor_scale" not in caplog.text and "style" in caplog.text
 
 
 def test_weights_of_something_else_are_refused(model, tmp_path):
