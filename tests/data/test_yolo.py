@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from mixtrain_jax.config import load, recipes
+from mixtrain_jax.data.input import plan
 from mixtrain_jax.data.sources.load import load_dataset
+from mixtrain_jax.errors import UserError
 
 
 def picture(path, shade=0):
@@ -88,5 +90,8 @@ def test_small_images_are_told(tmp_path):
     Image.new("RGB", (200, 24)).save(tmp_path / "images" / "1.png")
     dataset = read(tmp_path, {"train": "images"})
     np.testing.assert_array_equal(dataset.trainable(), [True, False, True])
-    (text,) = dataset.found.left_out
-    assert "side below 32 pixels" in text and dataset.found.left_out[text] == 1
+    assert said(dataset)["images have a side below 32 pixels and are not in the normal half"] == 1
+    config = recipes.base().data.train
+    none = dataset.take(np.array([1]))
+    with pytest.raises(UserError, match="left out are 1 images with a side below 32 pixels"):
+        plan.Stream(none, 0, config)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mixtrain_jax.data.input import buckets
-from mixtrain_jax.data.sources.dataset import Dataset
+from mixtrain_jax.data.sources.dataset import SMALLEST_SIDE, Dataset
 from mixtrain_jax.errors import UserError
 
 _ORDER, _DRAWS = 100, 101  # what a generator seeded with (seed, epoch, this) is for
@@ -62,7 +62,10 @@ class Stream:
         self._fits = views.fits(self.buckets)
         self.trainable = dataset.trainable()
         if not self.trainable.any():
-            reasons = ", ".join(f"{n} {why}" for why, n in dataset.found.left_out.items())
+            left_out = dataset.found.left_out
+            if small := int((dataset.sizes.min(axis=1) < SMALLEST_SIDE).sum()):
+                left_out |= {f"images with a side below {SMALLEST_SIDE} pixels": small}
+            reasons = ", ".join(f"{n} {why}" for why, n in left_out.items())
             raise UserError(
                 f"{dataset.name}: no image has a box to train on"
                 + (f"; left out are {reasons}" if reasons else "")

@@ -17,7 +17,7 @@ from mixtrain_jax.data.sources import image_files
 from mixtrain_jax.data.sources.annotations import Annotations
 from mixtrain_jax.data.sources.image_files import Reading, UnreadableImage
 from mixtrain_jax.data.sources.ragged import Ragged
-from mixtrain_jax.data.sources.report import LEFT_OUT, MENDED, WARNING, Report
+from mixtrain_jax.data.sources.report import LEFT_OUT, MENDED, NOTE, WARNING, Report
 from mixtrain_jax.errors import UserError
 
 SMALLEST_SIDE = 32  # images with a shorter side are not in the normal half
@@ -141,7 +141,7 @@ def assemble(table: Annotations, reading: Reading, name: str, max_boxes: int) ->
     if name == "train":
         small = np.flatnonzero(table.sizes.min(axis=1) < SMALLEST_SIDE)
         text = f"images have a side below {SMALLEST_SIDE} pixels and are not in the normal half"
-        table.findings.add(LEFT_OUT, [table.files[row] for row in small.tolist()], text, of="")
+        table.findings.add(NOTE, [table.files[row] for row in small.tolist()], text, of="")
     boxes = of_images(inside.astype(np.float32), keep)
     labels = of_images(table.labels, keep)
     counts = np.bincount(table.labels[keep], minlength=len(table.categories))
