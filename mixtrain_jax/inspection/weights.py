@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from mixtrain_jax.config import load
 from mixtrain_jax.errors import UserError
 from mixtrain_jax.models import resnet
 from mixtrain_jax.runtime import checkpoint
@@ -50,11 +51,8 @@ def read(source: str) -> Weights | None:
     if not config:
         return Weights(source, backbone)
     told = {n: v for n, v in config["model"]["backbone"].items() if n not in OF_TRAINING}
-    return Weights(source, _tuples(told), _tuples({n: config["data"][n] for n in PIXELS}))
-
-
-def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {n: tuple(value) if isinstance(value, list) else value for n, value in fields.items()}
+    pixels = {n: config["data"][n] for n in PIXELS}
+    return Weights(source, load.tuples(told), load.tuples(pixels))
 
 
 def backbone_of(source: str, params: Params) -> dict[str, Any]:

@@ -63,15 +63,8 @@ def of_boxes(assignment: BoxAssignment, suffix: str, sum_over_devices: Sum) -> M
 
 def of_criteria(criteria: Criteria) -> Metrics:
     """Says by what a step judges boxes."""
-    metrics: Metrics = {"teacher/least_score": criteria.least_score}
-    if criteria.label_share is not None and criteria.box_share is not None:
-        metrics |= {
-            "teacher/label_share": criteria.label_share,
-            "teacher/box_share": criteria.box_share,
-        }
-    if criteria.least_rating is not None:
-        metrics["teacher/least_rating"] = criteria.least_rating
-    return metrics
+    numbers = criteria._replace(balance=None)._asdict()  # which is of each class
+    return {f"teacher/{name}": value for name, value in numbers.items() if value is not None}
 
 
 def of_teacher(

@@ -60,7 +60,7 @@ class Lesson(NamedTuple):
 
 def of_people(view: View) -> Lesson:
     """What people drew in a view, and no more: plain training."""
-    return Lesson(Targets(view.boxes, view.labels, view.valid))
+    return Lesson(mixing.human_boxes(view))
 
 
 def gradients(
@@ -140,7 +140,7 @@ def teach(
     Returns:
       What the teacher made of the images, and what the student is trained on.
     """
-    human = Targets(strong.boxes, strong.labels, strong.valid)
+    human = mixing.human_boxes(strong)
     view = teaching.see(model, teacher, weak, strong, keys)
     seen, exact = teaching.find(model, teacher, view, 0, criteria.balance)
     counts = seen.valid & (seen.scores > criteria.least_score)
@@ -155,11 +155,11 @@ def teach(
         model, teacher, view, rated,
         given_object=config.rate_given_object, balance=criteria.balance,
     )  # fmt: skip
+    there = teaching.pseudo_boxes(seen, view, strong.size)
+    pseudo = Targets(there.boxes, there.labels, there.valid & counts)
     drawn = human
     if criteria.box_share is not None:
-        there = teaching.pseudo_boxes(seen, view, strong.size)
         drawn = mixing.draw_anew(human, there, criteria.box_share)
-    pseudo = teaching.pseudo_boxes(found, view, strong.size)
     hard = hard if criteria.least_rating is None else criteria.least_rating
     combined, assignment = mixing.combine(drawn, ratings, pseudo, config, hard)
     output = TeacherOutput(found, human, ratings, combined, assignment, exact)
@@ -204,7 +204,7 @@ def normal_half(
         return lesson, counts
     if config.soften_normal:
         seen = teaching.see(model, teacher, view, view)
-        human = of_people(view).targets
+        human = mixing.human_boxes(view)
         nothing = Targets(human.boxes, human.labels, jnp.zeros_like(human.valid))
         say = teaching.opinions(model, teacher, seen, criteria.label_share, human, nothing)
         return Lesson(human, say), {}

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from mixtrain_jax.ops import boxes as box_ops
-from mixtrain_jax.types import Array, Targets
+from mixtrain_jax.types import Array, Targets, View
 
 SAME = 0.5  # IoU with which two boxes of a class are said to be of one object
 
@@ -33,6 +33,11 @@ class BoxAssignment(NamedTuple):
     dropped: Array
     mending: Array
     missing: Array
+
+
+def human_boxes(view: View) -> Targets:
+    """The boxes that people drew, in pixels of a view."""
+    return Targets(view.boxes, view.labels, view.valid)
 
 
 def combine(

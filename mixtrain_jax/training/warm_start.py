@@ -96,14 +96,10 @@ def other_meanings(config: Any, meta: Mapping[str, Any], parts: Collection[str])
     differ = []
     names = MEANINGS.get(config.model.backbone.name, PIXELS)
     for name in (*names, *(ANCHORS if "rpn" in parts else ())):
-        was, now = load.get(before, name), load.get(config, name)
-        if was is not None and _plain(was) != _plain(now):
-            differ.append(f"config.{name} is {_plain(now)}, and was {_plain(was)}")
+        was, now = load.tuples(load.get(before, name)), load.tuples(load.get(config, name))
+        if was is not None and was != now:
+            differ.append(f"config.{name} is {now}, and was {was}")
     return differ
-
-
-def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, (list, tuple)) else value
 
 
 def fitting(ours: Mapping[Name, Any], theirs: Mapping[Name, Any]) -> dict[Name, Any]:

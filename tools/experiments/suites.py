@@ -85,7 +85,6 @@ FULL_MENDED = Arm(
 )
 # Where most labels are wrong, and the teacher learns from them.
 SOFT = {
-    "label_share": "0.3",
     "soften_normal": "true",
     "mend_normal": "true",
     "rate_given_object": "true",
@@ -95,9 +94,10 @@ SOFT = {
     "replace_score_threshold": "0.25",
     "auto_count": "0.3",
 }
-FULL_SOFT = Arm("full_soft", flags={**OFF, **ALL, **SOFT}, after="plain")
-SHARE = {"label_share": "1.0", "auto_share": "true"}
-FULL_SOFT_AUTO = Arm("full_soft_auto", flags={**OFF, **ALL, **SOFT, **SHARE}, after="plain")
+FULL_SOFT = Arm("full_soft", flags={**OFF, **ALL, **SOFT, "label_share": "0.3"}, after="plain")
+FULL_SOFT_AUTO = Arm(
+    "full_soft_auto", flags={**OFF, **ALL, **SOFT, "auto_share": "true"}, after="plain"
+)
 REPAIRED = Arm("plain_repaired_labels", "plain", labels="repaired")
 CEILING = Arm("plain_clean_labels", "plain", labels="clean")
 STRONG = (Arm("plain_strong", "strong"), Arm("plain_random", "random"))

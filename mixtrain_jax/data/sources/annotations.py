@@ -180,7 +180,7 @@ class Annotations:
         Raises:
           UserError: there are less than two images.
         """
-        names = np.array([re.sub(r"\.rf\.[^/]*$", "", _stem(file)) for file in self.files])
+        names = np.array([original(_stem(file)) for file in self.files])
         places = np.array([_hash(name) for name in names])
         if len(set(names)) < 2:
             raise UserError(f"{self.source}: {len(self)} images cannot be split into train and val")
@@ -233,6 +233,11 @@ def from_lists(
         crowd=np.array([each[3] for each in table], bool),
         **others,
     )
+
+
+def original(file: str) -> str:
+    """What an image was called before Roboflow made copies of it (NAME.rf.HASH.jpg)."""
+    return re.sub(r"\.rf\.[^/]*$", "", file)
 
 
 def _stem(file: str) -> str:

@@ -1,6 +1,5 @@
 """Where a data set comes from, as the config says: a new source is one file and one line here."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -8,7 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mixtrain_jax.data.sources import coco, headers, image_files
-from mixtrain_jax.data.sources.annotations import Annotations
+from mixtrain_jax.data.sources.annotations import Annotations, original
 from mixtrain_jax.data.sources.dataset import Dataset, assemble
 from mixtrain_jax.errors import UserError
 from mixtrain_jax.runtime import storage
@@ -143,8 +142,7 @@ def parts(image_ids: np.ndarray, count: int, files: Sequence[str] = ()) -> np.nd
       [N] int64 part of each image, in 0..count-1.
     """
     if files:
-        originals = [re.sub(r"\.rf\.[^/]*$", "", file) for file in files]
-        _, group = np.unique(originals, return_inverse=True)
+        _, group = np.unique([original(file) for file in files], return_inverse=True)
         firsts = np.full(group.max() + 1, np.iinfo(np.int64).max)
         np.minimum.at(firsts, group, image_ids)
         return parts(firsts, count)[group]
