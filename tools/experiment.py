@@ -142,11 +142,13 @@ class Experiment:
     def first(self) -> pathlib.Path:
         """The detector that all arms of all seeds start from, trained when first asked for."""
         workdir = self.output / "runs" / "first"
-        if not (workdir / "checkpoints" / self.suite.settings["steps"]).exists():
+        steps = str(self.suite.first_steps)
+        if not (workdir / "checkpoints" / steps).exists():
             file, images = labels.objects(self.output / "first", train=self.suite.first)
             print(f"training the first weights in {workdir}", flush=True)
             flags = {
                 **self.suite.settings,
+                "steps": steps,
                 "data.train.annotations": str(file),
                 "data.train.images": str(images),
                 "data.val.annotations": "",

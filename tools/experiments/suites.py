@@ -52,6 +52,7 @@ class Suite(NamedTuple):
       auditor: the arm as which the audit's detectors are trained, for labels that are repaired.
       first: how many images of `labels.objects` train the detector from whose weights all arms
         start; 0: from random ones.
+      first_steps: how long that one is trained.
     """
 
     recipe: str
@@ -61,6 +62,7 @@ class Suite(NamedTuple):
     start_step: int = 400
     auditor: Arm = Arm("plain", "plain")
     first: int = 0
+    first_steps: int = 2400
 
     def recipe_of(self, arm: Arm) -> str:
         """The recipe of an arm, with its argument."""
@@ -109,12 +111,12 @@ ABLATION = tuple(
 # The generated images, few enough to be learned by heart.
 OVERFIT = {
     "data.augment.cutout_ratios": "(0.05,0.1,0.15,0.2)",  # larger ones hide whole objects here
-    "steps": "2400",
+    "steps": "3600",
     "data.train.scale": "(160,128,160)",
     "data.train.buckets": "((160,160),)",
     "data.val.scale": "(160,160)",
     "data.val.buckets": "((160,160),)",
-    "checkpoint.every": "400",
+    "checkpoint.every": "600",
     "checkpoint.keep": "7",
 }
 NOISY_ARMS = (
@@ -124,7 +126,7 @@ NOISY_ARMS = (
 
 def _noise(kind: str, level: float) -> Suite:
     def make(source: pathlib.Path | None, output: pathlib.Path, seed: int) -> Files:
-        return labels.shapes(source, output, kind, level, seed, train=400, held_out=100, val=200)
+        return labels.shapes(source, output, kind, level, seed, train=300, held_out=100, val=200)
 
     better = (CEILING, REPAIRED) if level else ()
     return Suite("cells", make, (*NOISY_ARMS, *better), OVERFIT, start_step=1200, first=1500)
