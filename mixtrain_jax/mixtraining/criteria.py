@@ -24,6 +24,7 @@ Sum = Callable[[Any], Any]
 
 LEVELS = 100  # of the scores among which a threshold is looked for
 ALIKE = 0.75  # IoU of two boxes that are drawn alike
+ROUNDS = 4  # in which the balance of classes is found
 FEWEST = 10  # detections it takes to judge a level
 
 
@@ -32,8 +33,8 @@ class Criteria(NamedTuple):
 
     Attributes:
       least_score: [] float32, the score above which detections are pseudo boxes.
-      balance: [classes] float32 by which the teacher's probabilities of the classes are multiplied;
-        None: they are as they are.
+      balance: [classes] float32 by which the teacher's probabilities of the classes and the odds of
+        its scores are multiplied; None: they are as they are.
       label_share: [] float32, of the labels in class targets; None: there are no soft labels.
       box_share: [] float32, of the human boxes where they are drawn anew; None: they are not.
       least_rating: [] float32, at or below which human boxes are left out in either half; None: as
@@ -127,13 +128,15 @@ def agreement(
 
 
 def class_balance(model: Detector, teacher: Params, batch: Batch, sum_over_devices: Sum) -> Array:
-    """How much more often each class [classes] is labelled in this step than the teacher says.
+    """Factors [classes] that make the teacher's classes as common as people's in this step.
 
-    What it says of the human boxes is asked as if each held an object. One box more is counted of
-    every class on either side, so that the ratio is finite. It is of this step's boxes alone, so a
-    rare class has ratios far from 1. A teacher that learns from its own judgement can else forget
-    the classes it is least sure of (ReMixMatch's distribution alignment, arXiv 1911.09785, where
-    the ratio is one over many batches).
+    With the odds of its detections' scores multiplied by them, the scores of a class sum to about
+    that class's share of the human boxes. Detections are counted and not what the teacher says of
+    human boxes: of a box where no object is it can say a class that it never finds. One box more of
+    every class is counted as drawn and as found, the latter as often as its factor says: so no
+    factor is infinite, and that of a class that is rare in the step is near 1. A teacher that
+    learns from its own judgement can else forget the classes it is least sure of (compare
+    ReMixMatch's distribution alignment, arXiv 1911.09785).
 
     Args:
       model: the detector.
@@ -141,16 +144,33 @@ def class_balance(model: Detector, teacher: Params, batch: Batch, sum_over_devic
       batch: this device's images, with a mixed half.
       sum_over_devices: sums arrays over all devices.
     """
-    labelled, said = jnp.zeros(model.num_classes), jnp.zeros(model.num_classes)
+    detections, labelled = [], jnp.zeros(model.num_classes)
     for view in (batch.weak, batch.normal):
         assert view is not None
         seen = teaching.see(model, teacher, view, view)
-        chances = teaching.classes_of(model, teacher, seen, view.boxes)
-        said += (chances * view.valid[..., None]).sum((0, 1))
-        named = jax.nn.one_hot(view.labels, model.num_classes) * view.valid[..., None]
-        labelled += named.sum((0, 1))
-    labelled, said = sum_over_devices((labelled, said))
-    return (labelled + 1) / (said + 1)
+        detections.append(teaching.find(model, teacher, seen, 0)[0])
+        labelled += _by_class(view.labels, view.valid, model.num_classes)
+    labelled = sum_over_devices(labelled)
+
+    def said(balance: Array) -> Array:
+        scores = (
+            _by_class(found.labels, found.valid * teaching.weigh(found, balance), model.num_classes)
+            for found in detections
+        )
+        total: Array = sum_over_devices(sum(scores))
+        return total
+
+    balance = jnp.ones(model.num_classes)
+    expected = labelled * said(balance).sum() / jnp.maximum(labelled.sum(), 1)
+    for _ in range(ROUNDS):  # scores near 1 move less than their odds
+        balance *= (expected + 1) / (said(balance) + balance)
+    return jnp.where(labelled.sum() > 0, balance, 1.0)
+
+
+def _by_class(labels: Array, amounts: Array, classes: int) -> Array:
+    """Sums amounts [..., N] by class [classes]."""
+    named = jax.nn.one_hot(labels, classes) * amounts[..., None]
+    return named.reshape(-1, classes).sum(0)
 
 
 def least_score(

@@ -3,8 +3,8 @@
 MixTraining, sections 3.2 and 3.3: a human box the teacher rates too low is too hard under strong
 augmentation and is left out; one that overlaps a pseudo box is replaced by it; pseudo boxes that
 overlap no human box are missing labels found. Beyond the paper, boxes that the teacher rates high
-can be safe from being replaced. Static shapes: N human and P pseudo slots, joined
-and masked.
+can be safe from being replaced; a pseudo box that overlaps one of these stands in for none. Static
+shapes: N human and P pseudo slots, joined and masked.
 """
 
 from typing import Any, NamedTuple
@@ -62,9 +62,10 @@ def combine(
     overlaps &= human.valid[..., :, None] & pseudo.valid[..., None, :]
     # All of them at 1, as in the paper; a box that is left out is doubted at any.
     doubted = ~easy | (ratings <= config.replace_score_threshold)
-    stands_in = (overlaps & doubted[..., None]).any(-2)
+    stands_in = overlaps.any(-2) & ~(overlaps & ~doubted[..., None]).any(-2)
 
-    replaced = easy & doubted & overlaps.any(-1) & config.replace_boxes
+    stood_in_for = (overlaps & stands_in[..., None, :]).any(-1)
+    replaced = easy & doubted & stood_in_for & config.replace_boxes
     assignment = BoxAssignment(
         kept=easy & ~replaced,
         replaced=replaced,

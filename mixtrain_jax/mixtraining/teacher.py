@@ -16,7 +16,7 @@ from mixtrain_jax.models.roi_heads import Opinion, Say
 from mixtrain_jax.ops import boxes as box_ops
 from mixtrain_jax.types import Array, Detections, Params, Targets, View
 
-TINY = 1e-9  # least sum of probabilities by which one divides
+TINY = 1e-30  # least sum of probabilities by which one divides
 
 
 class TeacherView(NamedTuple):
@@ -80,12 +80,15 @@ def find(
     detector = bind(model, teacher)
     proposals = detector.proposals(view.pyramid, view.size)
     found, exact = detector.detect(view.pyramid, view.size, proposals)
-    scores = found.scores
-    if balance is not None:
-        weighed = scores * balance[found.labels]
-        scores = weighed / (weighed + 1 - scores)
+    scores = found.scores if balance is None else weigh(found, balance)
     above = found.valid & (scores > threshold)
     return Detections(found.boxes, scores, found.labels, above), exact
+
+
+def weigh(found: Detections, balance: Array) -> Array:
+    """Returns the scores [B, K] of detections, their odds multiplied by `balance` [classes]."""
+    weighed = found.scores * balance[found.labels]
+    return weighed / (weighed + 1 - found.scores)
 
 
 def agrees(model: Detector, teacher: Params, view: View, found: Detections, iou: float) -> Array:

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -132,14 +133,50 @@ def test_labels_are_left_out_where_they_are_more_likely_wrong():
     assert (labels == truth)[near].mean() == pytest.approx(0.5, abs=0.03)
 
 
-def test_classes_are_balanced_by_what_people_say_of_the_same_boxes(detector):
-    detector["probabilities"] = jnp.array([[[0.6, 0.2, 0.2], [0.1, 0.1, 0.8], [0.9, 0.1, 0.0]]])
-    human = view([[0, 0, 9, 9], [20, 20, 30, 30], [0, 0, 0, 0]], [1, 1, 0])
-    human = human.replace(valid=jnp.array([[True, True, False]]))
-    model = SimpleNamespace(num_classes=2)
-    balance = judging.class_balance(model, None, Batch(human, human, None), one)
-    said = 1 + 2 * np.array([0.75 + 0.5, 0.25 + 0.5])  # either view, given that there is an object
-    np.testing.assert_allclose(balance, np.array([1, 1 + 4]) / said, rtol=1e-6)
+def balance_of(detector, labels, scores, named, absent=0):
+    """The factors where these are the detections, and those the classes that people name."""
+    detector["upright"] = detections(np.zeros((len(labels), 4)), labels, scores)
+    human = view(np.zeros((len(named), 4)), named)
+    human = human.replace(valid=jnp.arange(len(named))[None] < len(named) - absent)
+    model = SimpleNamespace(num_classes=3)
+    return judging.class_balance(model, None, Batch(human, human, None), one)
+
+
+def test_balanced_detections_are_as_common_as_people_name_their_classes(detector):
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], [550, 300, 150])
+    scores = rng.uniform(0.05, 0.3, 1000)
+    balance = balance_of(detector, labels, scores, [0] * 30 + [1] * 30 + [2] * 30)
+    weighed = teaching.weigh(detector["upright"], balance)[0]
+    sums = np.array([weighed[labels == c].sum() for c in range(3)])
+    before = np.array([scores[labels == c].sum() for c in range(3)])
+    assert before.max() / before.min() > 3
+    np.testing.assert_allclose(sums / sums.sum(), np.full(3, 1 / 3), atol=0.02)
+    assert sums.sum() == pytest.approx(before.sum(), rel=0.1)
+
+
+def test_the_balance_counts_one_box_more_of_every_class(detector):
+    """By a float64 loop; the last human box is padding, and the third class is nowhere."""
+    labels, scores = np.array([0, 0, 1]), np.array([0.9, 0.5, 0.2])
+    balance = balance_of(detector, labels, scores, [1, 1, 0, 2], absent=1)
+    expected, factors = 2 * scores.sum() * np.array([1, 2, 0]) / 3, np.ones(3)
+    for _ in range(judging.ROUNDS):
+        odds = scores / (1 - scores) * factors[labels]
+        weighed = odds / (1 + odds)
+        said = 2 * np.array([weighed[labels == c].sum() for c in range(3)])  # of two views
+        factors = factors * (expected + 1) / (said + factors)
+    np.testing.assert_allclose(balance, factors, rtol=1e-5)
+    assert balance[2] == 1
+
+
+def test_a_class_that_is_never_found_gets_no_boundless_factor(detector):
+    balance = balance_of(detector, np.array([0, 0]), np.array([0.9, 0.8]), [0, 1])
+    assert balance[1] == pytest.approx(1 + 2 * 1.7 / 2)
+
+
+def test_without_human_boxes_the_classes_stay_as_they_are(detector):
+    balance = balance_of(detector, np.array([0, 1]), np.array([0.9, 0.2]), [0, 1], absent=2)
+    np.testing.assert_array_equal(balance, np.ones(3))
 
 
 @pytest.mark.parametrize(
@@ -158,6 +195,13 @@ def test_ratings(detector, given_object, balance, expected):
     seen = seen_from(np.eye(3))
     rated = teaching.rate(None, None, seen, human, given_object=given_object, balance=balance)
     np.testing.assert_allclose(rated[0], [*expected, 0], rtol=1e-6)
+
+
+def test_given_an_object_classes_add_up_to_one_however_sure_the_teacher_is_of_background(detector):
+    logits = jnp.array([[[0.0, -1.0, 25.0]]])
+    detector["probabilities"] = jax.nn.softmax(logits)
+    chances = teaching.classes_of(None, None, seen_from(np.eye(3)), jnp.zeros((1, 1, 4)))
+    np.testing.assert_allclose(chances[0, 0], jax.nn.softmax(logits[0, 0, :2]), rtol=1e-5)
 
 
 def test_agrees_keeps_what_the_mirrored_view_has_too(detector):

@@ -115,6 +115,25 @@ def test_a_box_rated_above_the_replace_threshold_stays_as_it_is(highest, replace
     assert listed(targets) == kept | {over, entry(PSEUDO, PSEUDO_LABELS, 1)}
 
 
+@pytest.mark.parametrize(("rating", "left_out"), [(0.1, True), (0.5, False)])
+def test_a_pseudo_box_over_a_box_that_is_trusted_stands_in_for_none(rating, left_out):
+    """Else one object would be two targets: the trusted box, and the pseudo box beside it."""
+    human = [[0, 0, 100, 100], [0, 0, 100, 90], [0, 0, 0, 0], [0, 0, 0, 0]]
+    pseudo = [[0, 0, 100, 95], [0, 0, 0, 0], [0, 0, 0, 0]]
+    targets, assignment = combine(
+        [0.9, rating, 0, 0],
+        method(gt_score_threshold=0.25, replace_score_threshold=0.6),
+        human,
+        [True, True, False, False],
+        pseudo,
+        [True, False, False],
+    )
+    kept = [0] if left_out else [0, 1]
+    assert listed(targets) == {entry(human, LABELS, i) for i in kept}
+    assert not assignment.mending.any() and not assignment.replaced.any()
+    assert assignment.dropped[0].tolist() == [False, left_out, False, False]
+
+
 def test_a_teacher_that_finds_nothing_leaves_the_easy_boxes():
     targets, assignment = combine([0.95, 0.2, 0.99, 0.99], method(), pseudo_valid=[False] * 3)
     assert listed(targets) == {entry(HUMAN, LABELS, 0), entry(HUMAN, LABELS, 2)}

@@ -187,7 +187,8 @@ def test_what_the_mixed_half_leaves_out_is_in_the_students_view(monkeypatch, loo
 @pytest.mark.parametrize("half", ["mixed", "normal"])
 @pytest.mark.parametrize(
     ("fields", "kept"),
-    [  # of three outputs as likely as each other two are classes, and all boxes are of the second
+    [  # of three outputs as likely as each other two are classes; all boxes are of the first, and
+        # what is found is of the second
         (dict(threshold=0.4), False),
         (dict(threshold=0.4, rate_given_object=True), True),
         (dict(threshold=0.6, rate_given_object=True), False),
@@ -195,10 +196,9 @@ def test_what_the_mixed_half_leaves_out_is_in_the_students_view(monkeypatch, loo
     ],
 )
 def test_both_halves_rate_by_the_steps_criteria(monkeypatch, look, half, fields, kept):
-    second = BATCH.normal.replace(labels=BATCH.strong.labels)
-    monkeypatch.setattr(
-        "tests.mixtraining.test_wiring.BATCH", Batch(second, BATCH.weak, BATCH.strong)
-    )
+    labels = BATCH.normal.labels
+    weak, strong = (view.replace(labels=labels) for view in (BATCH.weak, BATCH.strong))
+    monkeypatch.setattr("tests.mixtraining.test_wiring.BATCH", Batch(BATCH.normal, weak, strong))
     fields = dict(fields)
     threshold = fields.pop("threshold")
     calls, _ = look(mend_normal=True, gt_score_threshold=threshold, pseudo_score_threshold=1.0,
