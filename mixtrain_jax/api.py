@@ -29,6 +29,7 @@ from mixtrain_jax.data.input.read_errors import ReadErrors
 from mixtrain_jax.data.sources import plain_images
 from mixtrain_jax.errors import STOPPED, UserError, memory_in_one_line
 from mixtrain_jax.evaluation import detect, predict
+from mixtrain_jax.evaluation.audit import FOLDERS
 from mixtrain_jax.evaluation.evaluate import evaluate
 from mixtrain_jax.pages import draw, fonts
 from mixtrain_jax.runtime import parallel
@@ -248,7 +249,7 @@ class Detector:
           folds: how many detectors to train first, each without a part of the images; 0: none.
           threshold: findings from this score on are applied in corrected.json.
           output: directory for audit.json, corrected.json and audit.html; default: audit in the
-            run's workdir.
+            run's workdir, audit_val for val.
 
         Returns:
           The contents of audit.json; the findings are in "findings", likeliest first.
@@ -259,7 +260,9 @@ class Detector:
         """
         if self._workdir is None:
             raise UserError(f"{self.source} is not of a run: audit needs a run's workdir")
-        target = epath.Path(output) if output is not None else self._workdir / "audit"
+        if split not in FOLDERS:
+            raise UserError(f"split={split!r}: choose 'train' or 'val'")
+        target = self._workdir / FOLDERS[split] if output is None else epath.Path(output)
         with memory_in_one_line(detect.LESS_MEMORY):
             found = audit_split(
                 self.config,

@@ -30,6 +30,7 @@ def main(flags: argparse.Namespace) -> int:
     from mixtrain_jax import process
     from mixtrain_jax.data.sources.load import load_dataset
     from mixtrain_jax.evaluation import detect
+    from mixtrain_jax.evaluation.audit import FOLDERS
     from mixtrain_jax.evaluation.corrected import apply_decisions
     from mixtrain_jax.runtime import parallel, storage
     from mixtrain_jax.training.folds import audit_split
@@ -37,7 +38,7 @@ def main(flags: argparse.Namespace) -> int:
     process.prepare(flags.config, training=True)
     parallel.start()
     workdir = epath.Path(flags.workdir)
-    output = epath.Path(flags.output or workdir / "audit")
+    output = epath.Path(flags.output or workdir / FOLDERS[flags.split])
     with parallel.abort_all_on_error(), memory_in_one_line(detect.LESS_MEMORY):
         if flags.apply:
             data = flags.config.data
@@ -72,7 +73,10 @@ def parse() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     parser.add_argument("--workdir", required=True, help="a run's directory")
     parser.add_argument("--split", default="train", choices=("train", "val"))
-    parser.add_argument("--output", help="directory for the audit; default: audit in the workdir")
+    parser.add_argument(
+        "--output",
+        help="directory for the audit; default: audit in the workdir, audit_val for --split=val",
+    )
     parser.add_argument(
         "--folds", type=int, default=0, metavar="K",
         help="train K detectors first, each without a part of the images, and audit by those that "

@@ -26,6 +26,8 @@ def main(flags: argparse.Namespace) -> int:
 
     if flags.write and "://" in flags.write:
         raise UserError(f"--write={flags.write}: a recipe is a file of this machine")
+    if flags.write and not flags.write.endswith(".py"):
+        raise UserError(f"--write={flags.write}: a recipe is a Python file; its name ends in .py")
     if flags.write and epath.Path(flags.write).exists() and not flags.overwrite:
         raise UserError(f"{flags.write} is there already; choose another file, or add --overwrite")
 

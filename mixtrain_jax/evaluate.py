@@ -5,9 +5,9 @@ python -m mixtrain_jax.evaluate --workdir=runs/quickstart
 Prints COCO's twelve numbers and a table of the classes, and writes them as metrics.json beside the
 detections in COCO's results format (--output, default detections.json in the workdir, or in the
 current directory where only --checkpoint is given). --split=test writes metrics_test.json and
-detections_test.json. --page writes errors.html beside them: what kinds of errors cost how much,
-the best threshold of each class, and the worst images. The config is the run's own, or --config;
---data=FOLDER takes other data.
+detections_test.json. --page writes errors.html (errors_test.html) beside them: what kinds of errors
+cost how much, the best threshold of each class, and the worst images. The config is the run's own,
+or --config; --data=FOLDER takes other data, and writes to on_NAME in the workdir.
 """
 
 import argparse
@@ -37,7 +37,11 @@ def main(flags: argparse.Namespace) -> None:
     process.prepare(flags.config, alone=flags.coordinator is None)
     parallel.start(flags.coordinator, flags.processes, flags.process)
     name = "detections.json" if flags.split == "val" else f"detections_{flags.split}.json"
-    output = epath.Path(flags.output or f"{flags.workdir or '.'}/{name}")
+    folder = epath.Path(flags.workdir or ".")
+    if flags.data:  # the figures of the run's own data stay
+        place = epath.Path(flags.data).absolute()
+        folder /= f"on_{place.parent.name if place.is_file() else place.name}"
+    output = epath.Path(flags.output or folder / name)
     with parallel.abort_all_on_error(), memory_in_one_line(detect.LESS_MEMORY):
         if flags.page:
             error_page.require()
@@ -55,7 +59,7 @@ def parse() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output",
         help="file for the detections, metrics.json is written beside it; default detections.json "
-        "in the workdir, without --workdir in the current directory",
+        "in the workdir, without --workdir in the current directory; with --data in on_NAME there",
     )
     parser.add_argument(
         "--split", default="val", choices=("val", "test"), help="which split (default val)"

@@ -148,6 +148,8 @@ def test_a_config_or_a_folder_is_asked_for(capsys):
 def test_a_recipe_is_not_written_to_a_bucket(folder, capsys):
     assert run(f"--data={folder}", "--write=gs://bucket/mine.py") == cli.BAD_INPUT
     assert "a recipe is a file of this machine" in capsys.readouterr().err
+    assert run(f"--data={folder}", "--write=mine") == cli.BAD_INPUT
+    assert "a recipe is a Python file; its name ends in .py" in capsys.readouterr().err
 
 
 def test_an_evaluation_that_would_stop_is_said_too(folder):

@@ -151,9 +151,9 @@ def test_the_test_split_is_evaluated_like_val(finished, shapes, tmp_path):
     for name in ("metrics", "detections"):
         found = (tmp_path / f"{name}_test.json").read_text()
         assert found == (tmp_path / f"{name}.json").read_text()
-    page = (tmp_path / "errors.html").read_text()
+    page = (tmp_path / "errors_test.html").read_text()
     assert "Errors on test" in page and "step 6, student weights" in page
-    assert len(list((tmp_path / "worst").glob("*.jpg"))) > 0
+    assert len(list((tmp_path / "worst_test").glob("*.jpg"))) > 0
     config.eval.images = 2  # what was not looked at is no error
     output = str(tmp_path / "few" / "detections.json")
     evaluate.main(flags(shapes, finished, config=config, output=output, page=True))

@@ -7,6 +7,7 @@ import types
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 from mixtrain_jax import cli
@@ -14,7 +15,7 @@ from mixtrain_jax import predict as command
 from mixtrain_jax.config import load as configs
 from mixtrain_jax.data.sources import plain_images
 from mixtrain_jax.errors import UserError
-from mixtrain_jax.evaluation import detect, evaluate, predict
+from mixtrain_jax.evaluation import detect, evaluate, predict, result_files
 from mixtrain_jax.models import detector
 from mixtrain_jax.runtime import checkpoint
 from mixtrain_jax.types import TrainState
@@ -105,6 +106,18 @@ def test_bad_paths_are_refused_before_anything_is_compiled(unnamed, tmp_path, ca
     assert "x.png is an input" in error(tmp_path / "a" / "..", other, photo)
     assert photo.read_bytes() == before
     assert {p.name for p in tmp_path.iterdir()} == {"x.png", "a"}
+
+
+def test_yolo_files_do_not_take_the_place_of_peoples_labels(tmp_path):
+    output, stems = epath.Path(tmp_path), {"images/a.jpg": "a"}
+    result_files.keep_labels(output, stems, "yolo")  # nothing is there
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text("0 .5 .5 .1 .1")
+    with pytest.raises(UserError, match=r"a.txt is there and would be overwritten"):
+        result_files.keep_labels(output, stems, "yolo")
+    result_files.keep_labels(output, stems, "coco")
+    (tmp_path / "detections.json").write_text("[]")  # they are of an earlier call
+    result_files.keep_labels(output, stems, "yolo")
 
 
 def test_numbered_names_avoid_each_other(tmp_path):

@@ -62,7 +62,7 @@ def apply(human: Labels, findings: Findings, accepted: Bools) -> Corrected:
     chosen = np.flatnonzero(accepted & (findings.kind != MISSING))
     for row in chosen[np.argsort(-findings.score[chosen], kind="stable")].tolist():
         box, kind = int(findings.human[row]), int(findings.kind[row])
-        if kind == DUPLICATE and not _has_twin(human, box, gone):
+        if kind == DUPLICATE and not _has_twin(human.image, boxes, labels, box, gone):
             spared.append(box)
         elif kind in (SPURIOUS, DUPLICATE):
             gone[box] = True
@@ -89,11 +89,11 @@ def apply(human: Labels, findings: Findings, accepted: Bools) -> Corrected:
     )
 
 
-def _has_twin(human: Labels, row: int, gone: Bools) -> bool:
-    """Tells whether a box of the same class that is not gone lies on a human box."""
-    others = (human.image == human.image[row]) & (human.labels == human.labels[row]) & ~gone
+def _has_twin(image: Ints, boxes: Floats, labels: Ints, row: int, gone: Bools) -> bool:
+    """Tells whether a box of the same class that is not gone lies on a box, as corrected so far."""
+    others = (image == image[row]) & (labels == labels[row]) & ~gone
     others[row] = False
-    return bool((iou(human.boxes[row][None], human.boxes[others]) >= MATCH_IOU).any())
+    return bool((iou(boxes[row][None], boxes[others]) >= MATCH_IOU).any())
 
 
 def correct_coco(
@@ -156,7 +156,8 @@ def summarise(
 
     Returns:
       A row for each class and kind, and for "all" classes: {"class", "kind", "boxes", "errors",
-      "rate", "low", "high"}; low and high are the Wilson interval of 95%.
+      "rate", "low", "high"}; low and high are the Wilson interval of 95%, as wide as so many boxes
+      make it: that the scores may be wrong is not in it.
     """
     classes = np.where(findings.human >= 0, human.labels[findings.human], findings.labels)
     if not len(human):

@@ -297,7 +297,7 @@ def choose(
     )
 
     allowed = np.ones((len(human), len(KINDS)), bool)
-    allowed[:, CLASS] = proposal >= 0
+    allowed[:, CLASS] = (proposal >= 0) & (proposal != human.labels)
     allowed[:, PLACE] = evidence.match >= 0
     allowed[:, MISSING] = False
     allowed[:, DUPLICATE] = evidence.crowding >= MATCH_IOU

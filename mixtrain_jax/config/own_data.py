@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mixtrain_jax.data.sources import layout
+from mixtrain_jax.data.sources import file_names, layout
 from mixtrain_jax.runtime import storage
 
 _VAL = ("data.val.annotations", "data.val.images", "data.val.list", "data.val.split")
@@ -19,8 +19,8 @@ def of_folder(folder: str, explicit: Mapping[str, str], run: Any = None) -> dict
       folder: what --data names.
       explicit: fields set by flags of their own.
       run: `config.data` of a run that is to look at the folder. Its classes are kept where the
-        folder shows some of them, and of a folder with one split that the run was not trained on
-        every split is the whole: nothing is set apart.
+        folder shows some of them, and of a folder with one split whose images the run was not
+        trained on every split is the whole: nothing is set apart.
 
     Raises:
       UserError: no data set is found there.
@@ -30,8 +30,10 @@ def of_folder(folder: str, explicit: Mapping[str, str], run: Any = None) -> dict
     if run is not None:
         if _shows_some(there, run.classes):
             found["data.classes"] = repr(tuple(run.classes))
-        own = all(_same(found[f"data.train.{f}"], run.train[f]) for f in ("annotations", "images"))
-        if len(there.parts) == 1 and not own:
+        if len(there.parts) == 1 and not file_names.are_those_of(
+            images_of(run.train),
+            images_of({f: found[f"data.train.{f}"] for f in ("images", "annotations")}),
+        ):
             found["data.val_share"] = "0"
             whole = {name: found[name] for name in found if name.startswith("data.train.")}
             for split in ("val", "test"):
@@ -52,10 +54,9 @@ def _shows_some(there: layout.Layout, classes: Sequence[str]) -> bool:
     return bool(shown) and set(shown) <= set(classes)
 
 
-def _same(first: str, second: str) -> bool:
-    if not first or not second:
-        return first == second
-    return os.path.abspath(first) == os.path.abspath(second)
+def images_of(part: Mapping[str, Any]) -> str:
+    """The folder of a split's images; where it has no field of its own, that of the annotations."""
+    return part["images"] or os.path.dirname(part["annotations"])
 
 
 def without_val(config: ConfigDict, overrides: Mapping[str, str]) -> dict[str, str]:

@@ -23,6 +23,7 @@ from mixtrain_jax.runtime import checkpoint, parallel, storage
 
 CROWD = 0.5  # share of a detection in a crowd, above which it is one of the crowd
 LOOKS = ("teacher", "mirrored teacher", "student")
+FOLDERS = {"train": "audit", "val": "audit_val"}  # by split, in a workdir
 RUNAWAY = 3.0  # missing boxes for each human one, from which the detector is doubted, not people
 
 
@@ -103,7 +104,7 @@ def audit(
         model={"source": ", ".join(judge.source for judge in judges), "seen": seen},
         threshold=threshold,
     )
-    doubt = too_weak(contents)
+    doubt = contents["model"]["doubt"] = too_weak(contents)
     if doubt:
         logging.warning("%s", doubt)
     storage.write_json(output / "audit.json", contents, indent=1)

@@ -146,7 +146,10 @@ def write_labels(
 
 
 def _link_images(table: Annotations, folder: epath.Path) -> None:
-    """Links the images, unless something is there already; says so where they cannot be linked."""
+    """Links the images, unless something is there already; says so where they cannot be linked.
+
+    Links of an earlier audit to images that the data no longer have are taken away.
+    """
     files = dict(zip(writers.yolo_names(table), table.paths, strict=False))
     if not all(map(storage.is_local, (folder, *files.values()))):
         logging.warning("%s: put the images there; between buckets nothing can be linked", folder)
@@ -157,6 +160,10 @@ def _link_images(table: Annotations, folder: epath.Path) -> None:
             if not os.path.lexists(link):
                 os.makedirs(os.path.dirname(link), exist_ok=True)
                 os.symlink(os.path.abspath(path), link)
+        for parent, _, names in os.walk(folder):
+            for link in (os.path.join(parent, name) for name in names):
+                if os.path.islink(link) and os.path.relpath(link, folder) not in files:
+                    os.unlink(link)
     except OSError as problem:
         logging.warning("%s: put the images there; they cannot be linked: %s", folder, problem)
 

@@ -12,8 +12,6 @@ from mixtrain_jax.errors import UserError
 from mixtrain_jax.evaluation import errors
 from mixtrain_jax.runtime import storage
 
-NAME = "errors.html"
-
 
 def require() -> None:
     """Raises UserError where the package that pages need is not installed."""
@@ -24,9 +22,13 @@ def require() -> None:
 
 
 def write(
-    dataset: Dataset, results: Sequence[dict[str, Any]], folder: epath.Path, about: str
+    dataset: Dataset,
+    results: Sequence[dict[str, Any]],
+    folder: epath.Path,
+    about: str,
+    split: str = "val",
 ) -> epath.Path:
-    """Writes errors.html and the images it shows.
+    """Writes errors.html, or errors_test.html, and the images it shows.
 
     Crowds, and boxes without area, are no objects here; the scores of COCO count the latter. What
     is found in a crowd is neither right nor wrong, as there.
@@ -36,6 +38,7 @@ def write(
       results: the entries of a COCO results file, as `detect.evaluate` returns them.
       folder: where to.
       about: a line on what was evaluated.
+      split: of the data, "val" or "test".
 
     Returns:
       The page's path.
@@ -51,8 +54,9 @@ def write(
     names = _names(dataset.categories)
     files = [dataset.names(row) for row in range(len(dataset))]
     row_of = {name: row for row, name in enumerate(files)}
+    suffix = "" if split == "val" else f"_{split}"
     with storage.folder(folder) as local:
-        page.write(
+        written = page.write(
             local,
             errors.analyse(found, truth, names, len(dataset), _table(dataset, label_of, crowds)),
             found=found,
@@ -61,8 +65,9 @@ def write(
             read=lambda name: dataset.picture(row_of[name]),
             title=f"Errors on {dataset.name}",
             about=about,
+            suffix=suffix,
         )
-    return folder / NAME
+    return folder / written.name
 
 
 def _names(categories: Sequence[dict[str, Any]]) -> list[str]:

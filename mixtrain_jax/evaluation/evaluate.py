@@ -74,7 +74,7 @@ def evaluate(
         parallel.say(f"wrote {output} and {scores}")
         if page:
             scored = dataset.take(np.arange(config.eval.images or len(dataset))[: len(dataset)])
-            written = error_page.write(scored, results, output.parent, about)
+            written = error_page.write(scored, results, output.parent, about, split)
             parallel.say(f"wrote {written}")
     return metrics
 

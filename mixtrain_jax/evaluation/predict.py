@@ -68,6 +68,7 @@ def predict(
     asked = load.override_all(asked, {"model.roi_head.score_threshold": str(floor)})
     stems = plain_images.find(images, without=output)
     pictures = choose_outputs(stems, output, save_as)
+    result_files.keep_labels(output, stems, form)
     weights = detect.read_weights(source, which)
     config, categories = settle(asked, weights)
     parallel.say(detect.describe(weights, config.data.val.scale))

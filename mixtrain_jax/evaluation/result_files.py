@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from mixtrain_jax.errors import UserError
 from mixtrain_jax.runtime import storage
 
 REPORT = "detections.json"
 COCO = "detections_coco.json"
+CLASSES = "classes.txt"
 FORMATS = ("json", "coco", "yolo")
 
 
@@ -61,12 +63,30 @@ def write(
         return [output / REPORT, output / COCO]
     if form == "yolo":
         names = "".join(f"{category['name']}\n" for category in categories)
-        storage.write(output / "classes.txt", names.encode())
+        storage.write(output / CLASSES, names.encode())
         for each in found:
-            name = f"{stems[each.path]}.txt"
-            storage.write(output / "labels" / name, yolo(each).encode())
+            storage.write(_label_file(output, stems[each.path]), yolo(each).encode())
         return [output / REPORT, output / "labels"]
     return [output / REPORT]
+
+
+def keep_labels(output: epath.Path, stems: Mapping[str, str], form: str) -> None:
+    """Raises UserError where YOLO's files would take the place of files that are no report's.
+
+    Args:
+      output: directory of the report; an earlier one there has detections.json and is replaced.
+      stems: by path of an image, its name for YOLO's label files.
+      form: one of FORMATS.
+    """
+    if form != "yolo" or storage.exists(output / REPORT):
+        return
+    for path in (output / CLASSES, *(_label_file(output, stem) for stem in stems.values())):
+        if storage.exists(path):
+            raise UserError(f"{path} is there and would be overwritten; change --output")
+
+
+def _label_file(output: epath.Path, stem: str) -> epath.Path:
+    return output / "labels" / f"{stem}.txt"
 
 
 def _entry(found: Found, categories: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def choose(facts: Facts, machine: Machine, weights: Weights | None) -> plans.Pla
     short, long = _cpu_scale(facts)
     buckets = _cpu_buckets(facts, short, long)
     pixels = buckets[0][0] * buckets[0][1]
-    affordable = CPU_SECONDS * CPU_PIXELS_A_SECOND * machine.cores / pixels / batch
+    affordable = CPU_SECONDS * CPU_PIXELS_A_SECOND * cores / pixels / batch
     steps = int(np.clip(affordable, *CPU_STEPS)) // 50 * 50
     epochs = plans.epochs(steps, batch, facts.images)
     rate = 1e-3 * math.sqrt(batch / 8)
@@ -77,8 +77,8 @@ def choose(facts: Facts, machine: Machine, weights: Weights | None) -> plans.Pla
                 "epochs",
                 epochs,
                 f"{steps} steps: about "
-                f"{steps * batch * pixels / CPU_PIXELS_A_SECOND / machine.cores / 60:.0f} minutes "
-                f"on {machine.cores} idle cores, and compiling",
+                f"{steps * batch * pixels / CPU_PIXELS_A_SECOND / cores / 60:.0f} minutes "
+                f"on {cores} idle cores, and compiling",
             ),
             plans.Line(
                 "optimizer.learning_rate",

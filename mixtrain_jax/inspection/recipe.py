@@ -5,6 +5,7 @@ reason says so; the rest follows the paper's recipes, scaled to the data.
 """
 
 import pathlib
+import shlex
 import textwrap
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -72,7 +73,8 @@ def train_command(machine: Machine, path: str) -> str:
     name = pathlib.PurePath(path).stem
     cores = min(4, machine.cores)
     devices = f"JAX_NUM_CPU_DEVICES={cores} " if machine.platform == "cpu" and cores > 1 else ""
-    return f"{devices}python -m mixtrain_jax.train --config={path} --workdir=runs/{name}"
+    config, workdir = map(shlex.quote, (f"--config={path}", f"--workdir=runs/{name}"))
+    return f"{devices}python -m mixtrain_jax.train {config} {workdir}"
 
 
 def choose(facts: Facts, machine: Machine, weights: Weights | None) -> Plan:

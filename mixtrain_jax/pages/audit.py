@@ -51,13 +51,14 @@ def write(
     entries.sort(key=lambda entry: entry["id"])
     summary = audit["summary"]  # a row a kind; two classes may have one name
     rows = [summary[start : start + len(KINDS)] for start in range(0, len(summary), len(KINDS))]
+    seen = audit["model"].get("seen", "")
     return render.write(
         "audit.html",
         folder / "audit.html",
         title=title,
         audit=audit,
         kinds=KINDS,
-        note=NOTES.get(audit["model"].get("seen", "")),
+        notes=[note for note in (audit["model"].get("doubt"), NOTES.get(seen)) if note],
         summary=[(row[0]["class"], row) for row in rows],
         bytes=size,
         folder=FOLDER,

@@ -34,6 +34,7 @@ def write(
     read: Callable[[str], Image.Image],
     title: str = "Errors",
     about: str = "",
+    suffix: str = "",
 ) -> pathlib.Path:
     """Writes errors.html and the images it shows.
 
@@ -45,12 +46,14 @@ def write(
       read: returns the image of a file name.
       title: of the page.
       about: a line on what was evaluated: checkpoint, data, number of images.
+      suffix: of the names of the page and of the folder of its images.
 
     Returns:
       The page's path.
     """
     folder = pathlib.Path(folder)
-    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+    pictures = f"{FOLDER}{suffix}"
+    (folder / pictures).mkdir(parents=True, exist_ok=True)
     names = [row["name"] for row in analysis["per_class"]]
     thresholds = np.array([row["threshold"] for row in analysis["per_class"]])
     worst = []
@@ -58,15 +61,15 @@ def write(
         if not (entry["false"] or entry["missed"]):
             break
         image = entry["image"]
-        path = folder / FOLDER / f"{image}.jpg"
+        path = folder / pictures / f"{image}.jpg"
         drawn = _drawn(found, truth, image, thresholds, names)
         crops.picture(read(file_names[image]), path, drawn)
-        worst.append(entry | {"name": file_names[image], "path": f"{FOLDER}/{path.name}"})
+        worst.append(entry | {"name": file_names[image], "path": f"{pictures}/{path.name}"})
     shown = _most_wrong(analysis["confusion"])
     others = ["other classes"] if len(shown) < len(names) else []
     return render.write(
         "errors.html",
-        folder / "errors.html",
+        folder / f"errors{suffix}.html",
         title=title,
         about=about,
         analysis=analysis,

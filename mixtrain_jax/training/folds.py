@@ -6,15 +6,17 @@ They are the run's own, or one for each part of the images, trained without it.
 from typing import Any
 
 import numpy as np
+from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from mixtrain_jax.config import load
+from mixtrain_jax.config import load, own_data
+from mixtrain_jax.data.sources import file_names
 from mixtrain_jax.data.sources.dataset import Dataset
 from mixtrain_jax.data.sources.load import load_dataset, read_annotations
 from mixtrain_jax.errors import STOPPED, UserError, memory_in_one_line
 from mixtrain_jax.evaluation.audit import Judge, audit
-from mixtrain_jax.runtime import hosts, parallel, signals, storage
+from mixtrain_jax.runtime import checkpoint, hosts, parallel, signals, storage
 from mixtrain_jax.runtime.lock import hold
 from mixtrain_jax.training import loop
 from mixtrain_jax.training.announce import LESS_MEMORY
@@ -66,9 +68,27 @@ def audit_split(
     if found is None:
         return None
     seen = "in sample" if split == "train" and not folds else "out of fold"
+    if folds and started_on_the_same_images(asked):
+        seen = "in sample"
+        logging.warning(
+            "config.init_from=%s was trained on these images, so the folds start from weights that "
+            "have seen what they judge; --config.init_from=... names others",
+            asked.init_from,
+        )
     hosts.allow(0)  # what follows tells no steps
     return audit(
         asked, dataset, found, output, split=split, seen=seen, threshold=threshold, dump=dump
+    )
+
+
+def started_on_the_same_images(asked: ConfigDict) -> bool:
+    """Whether the weights that a run starts from were trained on the images of its train split."""
+    if not asked.init_from:
+        return False
+    _, meta = checkpoint.load_weights(asked.init_from)
+    theirs = meta.get("config", {}).get("data", {}).get("train")
+    return theirs is not None and file_names.are_those_of(
+        own_data.images_of(theirs), own_data.images_of(asked.data.train)
     )
 
 

@@ -94,6 +94,7 @@ def train(
         first, start, _ = restored
     agreement.check(config, train_set, val_set, start, first)
     state: TrainState = parallel.replicate(first)
+    del first, restored  # a whole state on the host
 
     host, host_count = parallel.host()
     read_errors = ReadErrors(config.data.max_bad_share, again=True)
@@ -221,6 +222,7 @@ def prove_last(
     last = int(state.step)
     _, metrics, _ = step(state, sharded)
     guard.check(last + 1, metrics, batch)
+    checkpoints.proven = guard.last_good  # of what was saved before the last step
     guard.finish()
     checkpoints.note_all_proven(last)
     checkpoints.proven = guard.last_good

@@ -101,6 +101,18 @@ def test_of_several_duplicates_one_stays():
     np.testing.assert_array_equal(result.spared, [2])
 
 
+@pytest.mark.parametrize("twin", [(0, CLASS, 0.9, 0, (50, 50, 70, 70), 1),
+                                  (0, PLACE, 0.9, 0, (10, 50, 30, 70), 0)])  # fmt: skip
+def test_a_box_whose_twin_is_renamed_or_moved_away_is_no_duplicate(twin):
+    pair = COCO | {"annotations": COCO["annotations"][2:4]}
+    human, _, _ = from_coco(pair, "labels.json")
+    rows = findings(twin, (0, DUPLICATE, 0.7, 1, (51, 50, 71, 70), 0))
+    result = corrections.apply(human, rows, np.ones(2, bool))
+    assert len(result.removed) == 0
+    np.testing.assert_array_equal(result.spared, [1])
+    assert len(result.labels) == 2
+
+
 def test_corrections_are_applied_and_one_of_two_duplicates_stays():
     result = corrections.apply(HUMAN, FOUND, FOUND.score >= 0.5)
     np.testing.assert_array_equal(result.removed, [1])

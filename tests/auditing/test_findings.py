@@ -133,6 +133,15 @@ def test_a_kind_that_the_matching_rules_out_is_never_chosen():
     np.testing.assert_allclose(result.score, [0.1])
 
 
+def test_no_box_is_renamed_to_the_class_that_it_has():
+    human = labels((0, 0, 0, 10, 10))  # of the only class there is
+    look = Look(detections(), np.array([[0.4, 0.6]], np.float32), human.boxes)
+    evidence, missing = found(human, look)
+    wishes = np.array([[0.1, 0.6, 0.1, 0.1, 0.1]])
+    result = finding.choose(human, look, evidence, missing, wishes, np.zeros(0))
+    assert finding.KINDS[result.kind[0]] != "class"
+
+
 def test_ratings_name_the_class_where_no_detection_does():
     human = labels((0, 0, 0, 10, 10))
     ratings = np.array([[0.1, 0.2, 0.6, 0.1]], np.float32)

@@ -151,6 +151,21 @@ def test_links_that_lead_back_are_not_followed(tmp_path):
     assert list(file_names.walk(str(tmp_path / "images"))) == ["a/0.jpg", "b/0.jpg"]
 
 
+def test_what_is_written_here_is_no_part_of_the_data_around_it(tmp_path):
+    def files(*names):
+        for name in names:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).touch()
+
+    files("0.jpg", "runs/1.jpg", "runs/config.json")  # somebody's images, of runners
+    ours = ("runs/mine/config.json", "runs/mine/checkpoints/4", "runs/mine/pictures/1.png")
+    audit = ("out/audit.json", "out/corrected.json", "out/corrected/images/train/0.jpg")
+    files(*ours, *audit, "report.json", "seen/report.json", "seen/check.html", "seen/samples/0.jpg")
+    assert file_names.Folder(tmp_path).images() == ["0.jpg", "runs/1.jpg"]
+    corrected = tmp_path / "out" / "corrected"
+    assert file_names.Folder(corrected).images() == ["images/train/0.jpg"]  # asked for by name
+
+
 @pytest.fixture
 def run(tmp_path):
     """A function of classes: the workdir of a run that was trained on them."""
@@ -206,6 +221,36 @@ def test_of_a_strange_folder_with_one_split_a_run_is_scored_on_all(tmp_path, run
     monkeypatch.chdir(tmp_path)
     config, _ = asked.of_run(workdir, {}, "./own")  # nothing that it was trained on
     assert 0 < len(load_dataset(config.data, "val")) < 9
+
+
+def test_better_labels_of_the_same_images_are_known_as_what_a_run_was_trained_on(tmp_path, run):
+    """COCO files name the images' folder; YOLO's corrected folder has links to them."""
+    coco_one_file(tmp_path / "own")
+    changes = own_data.of_folder(str(tmp_path / "own"), {})
+    better = tmp_path / "audit" / "accepted.json"
+    better.parent.mkdir()
+    better.write_bytes(pathlib.Path(changes["data.train.annotations"]).read_bytes())
+    run_data = load.load("quickstart", changes | {"data.train.annotations": str(better)}).data
+    found = own_data.of_folder(str(tmp_path / "own"), {}, run_data)
+    assert found["data.val_share"] == "0.2"
+
+    there = tmp_path / "yolo"
+    for number in range(4):
+        yolo(there / f"labels/{number}.txt", there / f"images/{number}.jpg", number)
+    links = tmp_path / "accepted" / "images" / "train"
+    links.mkdir(parents=True)
+    for path in (there / "images").iterdir():
+        (links / path.name).symlink_to(path)
+    (tmp_path / "accepted" / "data.yaml").write_text("train: images/train\nnames: [cat, dog]\n")
+    changes = own_data.of_folder(str(tmp_path / "accepted"), {})
+    run_data = load.load("quickstart", changes).data
+    found = own_data.of_folder(str(there), {}, run_data)
+    assert found["data.val_share"] == "0.2"
+    for path in links.iterdir():
+        path.unlink()
+        path.touch()  # other images
+    found = own_data.of_folder(str(there), {}, run_data)
+    assert found["data.val_share"] == "0"
 
 
 def test_pose_labels_are_boxes_with_points_after_them(tmp_path):

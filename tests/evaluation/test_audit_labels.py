@@ -83,6 +83,10 @@ def test_corrected_labels_are_written_as_they_came(people, tmp_path):
         for file in (tmp_path / "people").rglob("*.jpg"):
             shutil.copy(file, images)
     assert all(file.is_symlink() == (source == "yolo") for file in images.glob("*.jpg"))
+    if source == "yolo":  # an image that is no longer in the data
+        (images / "gone.jpg").symlink_to(tmp_path / "people" / "gone.jpg")
+        corrected.write_labels(first, source, dataset.name, applied, found, output)
+        assert not (images / "gone.jpg").is_symlink()
     again, there = read(folder)
     assert again == source
     names = [dataset.names(row).split("/")[-1] for row in range(len(dataset))]

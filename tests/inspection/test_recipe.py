@@ -78,9 +78,9 @@ def test_a_small_detector_for_a_cpu(tmp_path):
     assert (config.mixtraining.start_share, config.mixtraining.ema_momentum) == (0.8, 0.99)
     assert config.data.max_boxes == 30
     assert config.optimizer.learning_rate == 1e-3
-    # More cores take more steps in the same time.
+    # More cores, up to the four that are used, take more steps in the same time.
     more, _ = made(tmp_path, facts(), Machine("cpu", "cpu", 1, 1, 16 * GIB, 8), None)
-    assert more.epochs > 2 * config.epochs
+    assert 1.8 * config.epochs < more.epochs < 2.2 * config.epochs
 
 
 def test_standing_images_and_mixed_ones_have_their_buckets():

@@ -55,6 +55,13 @@ def test_a_page_holds_no_address_and_escapes_names(written):
     assert len(list((path.parent / "crops").iterdir())) == len(made["findings"])
 
 
+def test_a_page_says_why_it_should_not_be_believed(tmp_path):
+    made = an_audit(images=2)
+    made["model"] |= {"seen": "out of fold", "doubt": "300 boxes seem to be missing"}
+    text = page.write(tmp_path, made, an_image).read_text()
+    assert text.count('class="warning"') == 1 and "300 boxes seem to be missing" in text
+
+
 def test_a_box_lies_in_its_crop():
     square = crops.window([(10, 20, 30, 30)])
     assert square == (2, 7, 36)

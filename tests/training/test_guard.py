@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mixtrain_jax.errors import UserError
+from mixtrain_jax.training import loop
 from mixtrain_jax.training.guard import BadNumbers, BadSteps
 from mixtrain_jax.types import Batch
 
@@ -62,3 +63,17 @@ def test_the_last_step_counts():
     guard.check(2, metrics(1), batch(0))
     with pytest.raises(BadNumbers, match=r"step 2 has a loss .* number 1 in a row"):
         guard.finish()
+
+
+def test_a_last_step_that_spoils_the_weights_does_not_put_those_before_it_in_doubt():
+    """The step more is bad: only what the last step made is suspect, what it began with is not."""
+    guard = BadSteps(10, DATASET)
+    guard.check(16, metrics(0), batch(0))
+    guard.check(17, metrics(0), batch(0))
+    checkpoints = types.SimpleNamespace(proven=guard.last_good)
+    state = types.SimpleNamespace(step=17)
+    with pytest.raises(BadNumbers):
+        loop.prove_last(
+            lambda *_: (None, metrics(1), None), state, None, guard, batch(0), checkpoints
+        )
+    assert checkpoints.proven == 17

@@ -27,6 +27,15 @@ SUFFIXES = frozenset(
 )
 
 
+# By each of these sets of names a folder is known as one that is written here: a run's, an audit's,
+# a check's. The pictures and labels in it are no part of a data set around it.
+OURS = (
+    frozenset({"config.json", "checkpoints"}),
+    frozenset({"audit.json", "corrected.json"}),
+    frozenset({"report.json", "check.html"}),
+)
+
+
 class Folder:
     """A folder of images; looks at the disk only as far as names ask for it.
 
@@ -117,7 +126,10 @@ def suffix(path: str) -> str:
 
 
 def walk(folder: str, most: int = 2_000_000) -> Iterable[str]:
-    """The paths below a folder of its files, with forward slashes; hidden ones are passed over."""
+    """The paths below a folder of its files, with forward slashes.
+
+    Hidden ones are passed over, and folders in it that hold a run, an audit or a check.
+    """
     if "://" in folder:
         root = epath.Path(folder)
         for path in root.rglob("*"):
@@ -126,6 +138,9 @@ def walk(folder: str, most: int = 2_000_000) -> Iterable[str]:
                 yield below
         return
     for parent, folders, files in os.walk(folder, followlinks=True):
+        if parent != folder and any(ours <= {*folders, *files} for ours in OURS):
+            folders.clear()
+            continue
         folders[:] = sorted(
             name
             for name in folders
@@ -138,6 +153,15 @@ def walk(folder: str, most: int = 2_000_000) -> Iterable[str]:
                 return
             if not _is_hidden(name):
                 yield name if below == "." else f"{below}/{name}"
+
+
+def are_those_of(folder: str, other: str) -> bool:
+    """Whether the images of a folder are in another one, itself or by links: the first tells."""
+    first = next((path for path in walk(folder) if suffix(path) in SUFFIXES), None)
+    if first is None or "://" in f"{folder} {other}":
+        return folder == other
+    image, place = os.path.realpath(os.path.join(folder, first)), os.path.realpath(other)
+    return os.path.commonpath([image, place]) == place
 
 
 def _is_hidden(name: str) -> bool:
