@@ -165,8 +165,14 @@ def teach(
     output = TeacherOutput(found, human, ratings, combined, assignment, exact)
     say = None
     if soften:
-        left_out = Targets(human.boxes, human.labels, assignment.dropped)
-        say = teaching.opinions(model, teacher, view, criteria.label_share, combined, left_out)
+        say = teaching.opinions(
+            model, teacher, view, criteria.label_share,
+            people=Targets(drawn.boxes, drawn.labels, assignment.kept),
+            others=mixing.join(
+                Targets(human.boxes, human.labels, assignment.dropped),
+                Targets(pseudo.boxes, pseudo.labels, assignment.mending | assignment.missing),
+            ),
+        )  # fmt: skip
     output = jax.lax.stop_gradient(output)
     return output, Lesson(output.targets, say)
 
@@ -206,7 +212,9 @@ def normal_half(
         seen = teaching.see(model, teacher, view, view)
         human = mixing.human_boxes(view)
         nothing = Targets(human.boxes, human.labels, jnp.zeros_like(human.valid))
-        say = teaching.opinions(model, teacher, seen, criteria.label_share, human, nothing)
+        say = teaching.opinions(
+            model, teacher, seen, criteria.label_share, people=human, others=nothing
+        )
         return Lesson(human, say), {}
     return of_people(view), {}
 

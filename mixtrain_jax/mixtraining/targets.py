@@ -73,12 +73,20 @@ def combine(
         mending=pseudo.valid & stands_in & config.replace_boxes,
         missing=pseudo.valid & ~overlaps.any(-2) & config.add_missing,
     )
-    targets = Targets(
-        jnp.concatenate([human.boxes, pseudo.boxes], axis=-2),
-        jnp.concatenate([human.labels, pseudo.labels], axis=-1),
-        jnp.concatenate([assignment.kept, assignment.mending | assignment.missing], axis=-1),
+    targets = join(
+        Targets(human.boxes, human.labels, assignment.kept),
+        Targets(pseudo.boxes, pseudo.labels, assignment.mending | assignment.missing),
     )
     return targets, assignment
+
+
+def join(first: Targets, second: Targets) -> Targets:
+    """The N boxes of one table and the P of another, as N + P."""
+    return Targets(
+        jnp.concatenate([first.boxes, second.boxes], axis=-2),
+        jnp.concatenate([first.labels, second.labels], axis=-1),
+        jnp.concatenate([first.valid, second.valid], axis=-1),
+    )
 
 
 def nearest(human: Targets, found: Targets) -> tuple[Array, Array]:

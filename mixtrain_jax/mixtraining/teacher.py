@@ -173,8 +173,9 @@ def opinions(
     teacher: Params,
     view: TeacherView,
     label_share: Array | None,
-    targets: Targets,
-    left_out: Targets,
+    *,
+    people: Targets,
+    others: Targets,
 ) -> Say:
     """Returns what says of RoIs in the strong view what the teacher makes of them.
 
@@ -182,16 +183,17 @@ def opinions(
     a share of the labels this is the soft background: how much RoIs look like background. Beyond
     the paper, with one, labels are soft (the soft bootstrapping of Reed et al., arXiv 1412.6596):
     class targets are so much of the label, and for the rest what the teacher says. RoIs that
-    overlap a human box that was left out more than any target are the teacher's alone: neither that
-    object nor background.
+    overlap another box more than any that people drew are the teacher's alone, as nobody else says
+    what is there: a label made of its own judgement would only make it surer.
 
     Args:
       model: the detector.
       teacher: its parameters.
       view: what `see` returned.
       label_share: [] float32, of the labels in class targets; None: the soft background.
-      targets: M boxes an image that the student is to find, in pixels of the strong view.
-      left_out: N human boxes an image in the same pixels; valid where they are no targets.
+      people: N human boxes an image in pixels of the strong view; valid where they are targets.
+      others: M boxes an image in the same pixels; valid where they are pseudo boxes that are
+        targets, or human ones that are not.
     """
 
     def most(rois: Array, those: Targets) -> Array:
@@ -203,8 +205,8 @@ def opinions(
         probabilities = bind(model, teacher).score_boxes(view.pyramid, view.size, boxes, stage)
         share = None
         if label_share is not None:
-            overlap = most(rois, left_out)
-            alone = (overlap >= mixing.SAME) & (overlap > most(rois, targets))
+            overlap = most(rois, others)
+            alone = (overlap >= mixing.SAME) & (overlap > most(rois, people))
             share = jnp.where(alone, 0, label_share)
         return jax.lax.stop_gradient(Opinion(probabilities, share))
 

@@ -196,7 +196,7 @@ def learn(model, weights, look):
     boxes, valid = golden.padded("unsup{}_target_bboxes", (0, 1), 32)
     labels, _ = golden.padded("unsup{}_target_labels", (0, 1), 32)
     wanted = Targets(boxes, labels, valid)
-    say = teaching.opinions(model, weights[1], look, None, wanted, wanted)
+    say = teaching.opinions(model, weights[1], look, None, people=wanted, others=wanted)
     images, sizes = golden.images(NORMAL + STRONG)
     keys = jax.random.split(jax.random.key(0), 4)
     proposals = stored_proposals("student{}_proposals", (0, 1, 2, 3))

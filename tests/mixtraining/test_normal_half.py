@@ -61,15 +61,31 @@ def test_soft_labels_are_what_the_teacher_says_of_the_same_place(detector):
     rois = jnp.array([[[10.0, 10.0, 30.0, 30.0], [50.0, 50.0, 60.0, 60.0]]])
     nothing = Targets(human.boxes, human.labels, jnp.zeros((1, 2), bool))
     closer = Targets(rois, human.labels, jnp.ones((1, 2), bool))
-    for left_out, targets, share in (
+    for alone, targets, share in (
         ([True, False], nothing, [0, 0.25]),
         ([False, False], nothing, [0.25, 0.25]),
         ([True, True], closer, [0.25, 0.25]),  # the second overlaps both alike
     ):
-        others = Targets(human.boxes, human.labels, jnp.array([left_out]))
-        opinion = teaching.opinions(None, None, seen, jnp.float32(0.25), targets, others)(0, rois)
+        others = Targets(human.boxes, human.labels, jnp.array([alone]))
+        of_rois = teaching.opinions(
+            None, None, seen, jnp.float32(0.25), people=targets, others=others
+        )
+        opinion = of_rois(0, rois)
         np.testing.assert_array_equal(opinion.probabilities, detector["probabilities"])
         np.testing.assert_allclose(opinion.label_share[0], share)
+
+
+def test_a_pseudo_box_is_no_label_of_peoples(detector):
+    """Of what stands on one the teacher alone says what it is, and its judgement counts once."""
+    human = view([[0, 0, 10, 10]], [0])
+    detector["upright"] = detections([[20, 20, 30, 30], [0, 50, 4, 54]], [1, 0], [0.9, 0.1])
+    detector["probabilities"] = jnp.array([[[0.7, 0.2, 0.1]]])
+    method = config(mend_normal=True, soften_normal=True, pseudo_score_threshold=0.5)
+    soft = CRITERIA._replace(label_share=jnp.float32(0.25), least_score=jnp.float32(0.5))
+    lesson, _ = stepping.normal_half(None, None, human, method, soft, one)
+    assert lesson.targets.valid[0].tolist() == [True, True, False]
+    rois = jnp.array([[[0.0, 0, 10, 10], [20, 20, 30, 30], [0, 50, 4, 54]]])
+    np.testing.assert_allclose(lesson.say(0, rois).label_share[0], [0.25, 0, 0.25])
 
 
 @pytest.mark.parametrize(("least", "kept"), [(None, [1, 0]), (0.25, [1, 1]), (0.75, [0, 0])])
