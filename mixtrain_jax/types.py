@@ -8,6 +8,7 @@ pixel coordinates of the view they belong to (the left edge of the first pixel i
 is 1).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -15,6 +16,7 @@ import jax
 
 Array = jax.Array
 Params = Any  # a nested dictionary of arrays
+SumOverDevices = Callable[[Any], Any]  # of an array, or of each one in a tree
 
 
 @flax.struct.dataclass

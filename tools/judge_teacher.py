@@ -32,6 +32,7 @@ from mixtrain_jax.errors import UserError
 from mixtrain_jax.evaluation import detect
 from mixtrain_jax.mixtraining import criteria as judging
 from mixtrain_jax.mixtraining import step as stepping
+from mixtrain_jax.mixtraining import teacher as teaching
 from mixtrain_jax.mixtraining.targets import BoxAssignment
 from mixtrain_jax.models import detector, pixels
 from mixtrain_jax.ops import boxes as box_ops
@@ -217,9 +218,13 @@ def judge(asked: ConfigDict, checkpoint_path: str, clean_path: str, images: int)
     def teach(batch: Batch) -> stepping.TeacherOutput:
         batch = pixels.normalise(batch, config.data.mean, config.data.std)
         assert batch.weak is not None and batch.strong is not None  # as start_step is 0
-        criteria = judging.of_step(model, params, batch, method, lambda counts: counts)
+        look = teaching.look(model, params, batch.weak, batch.strong)
+        again = None
+        if judging.needs_normal(method):
+            again = teaching.look(model, params, batch.normal, batch.normal)
+        criteria = judging.of_step(model, params, look, again, method, lambda counts: counts)
         output, _ = stepping.teach(
-            model, params, batch.weak, batch.strong, method, criteria,
+            model, params, look, batch.strong, method, criteria,
             hard=method.gt_score_threshold, soften=False,
         )  # fmt: skip
         return output

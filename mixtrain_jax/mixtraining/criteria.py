@@ -8,7 +8,7 @@ ratings and scores the teacher's classes are held to be as common as people's. A
 the paper's recipes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,11 +16,10 @@ import jax.numpy as jnp
 
 from mixtrain_jax.mixtraining import targets as mixing
 from mixtrain_jax.mixtraining import teacher as teaching
+from mixtrain_jax.mixtraining.teacher import Look
 from mixtrain_jax.models.detector import Detector
 from mixtrain_jax.ops import boxes as box_ops
-from mixtrain_jax.types import Array, Batch, Params, Targets, View
-
-Sum = Callable[[Any], Any]
+from mixtrain_jax.types import Array, Params, SumOverDevices, Targets
 
 LEVELS = 100  # of the scores among which a threshold is looked for
 ALIKE = 0.75  # IoU of two boxes that are drawn alike
@@ -49,28 +48,42 @@ class Criteria(NamedTuple):
 
 
 def of_step(
-    model: Detector, teacher: Params, batch: Batch, config: Any, sum_over_devices: Sum
+    model: Detector,
+    teacher: Params,
+    mixed: Look,
+    normal: Look | None,
+    config: Any,
+    sum_over_devices: SumOverDevices,
 ) -> Criteria:
     """Returns what this step judges by.
 
     Args:
       model: the detector.
       teacher: its parameters.
-      batch: this device's images, with a mixed half.
+      mixed: its look at this device's mixed half.
+      normal: its look at the normal half; None: nothing here or in the losses asks for one.
       config: `config.mixtraining`.
       sum_over_devices: sums arrays over all devices.
     """
+    looks = [mixed] if normal is None else [mixed, normal]
     balance = None
     if config.balance_classes:
-        balance = class_balance(model, teacher, batch, sum_over_devices)
+        balance = class_balance(looks, model.num_classes, sum_over_devices)
     labels, boxes, rating = None, None, None
     if config.auto_share:
-        labels, boxes = agreement(model, teacher, batch, sum_over_devices, balance)
+        labels, boxes = agreement(model, teacher, looks, sum_over_devices, balance)
         rating = even_rating(labels, model.num_classes)
     elif config.label_share < 1:
         labels = boxes = jnp.float32(config.label_share)
-    least = least_score(model, teacher, batch, config, sum_over_devices, balance)
+    judged = looks if config.mend_normal else [mixed]
+    least = least_score(model, teacher, judged, config, sum_over_devices, balance)
     return Criteria(least, balance, labels, boxes, rating)
+
+
+def needs_normal(config: Any) -> bool:
+    """Whether the teacher has to look at the normal half, for what a step judges by or learns."""
+    judged = config.balance_classes or config.auto_share
+    return bool(judged or config.mend_normal or config.soften_normal)
 
 
 def even_rating(share: Array, classes: int) -> Array:
@@ -90,8 +103,8 @@ def even_rating(share: Array, classes: int) -> Array:
 def agreement(
     model: Detector,
     teacher: Params,
-    batch: Batch,
-    sum_over_devices: Sum,
+    looks: Sequence[Look],
+    sum_over_devices: SumOverDevices,
     balance: Array | None = None,
 ) -> tuple[Array, Array]:
     """How often the teacher agrees with the labels: in the class, and in the place.
@@ -99,7 +112,7 @@ def agreement(
     Args:
       model: the detector.
       teacher: its parameters.
-      batch: this device's images, with a mixed half.
+      looks: its looks at this device's images.
       sum_over_devices: sums arrays over all devices.
       balance: [classes] float32 by which its probabilities of the classes are multiplied first.
 
@@ -109,14 +122,11 @@ def agreement(
       former share where that is less. 1 where there are none.
     """
     named, count, alike, met = (jnp.zeros(()) for _ in range(4))
-    for view in (batch.weak, batch.normal):
-        assert view is not None
-        seen = teaching.see(model, teacher, view, view)
+    for view, seen, found, _ in looks:
         chances = teaching.classes_of(model, teacher, seen, view.boxes)
         chances *= 1 if balance is None else balance
         named += ((chances.argmax(-1) == view.labels) & view.valid).sum()
         count += view.valid.sum()
-        found, _ = teaching.find(model, teacher, seen, 0, balance)
         there = Targets(found.boxes, found.labels, found.valid)
         overlaps, _ = mixing.nearest(mixing.human_boxes(view), there)
         alike += (overlaps >= ALIKE).sum()
@@ -127,7 +137,7 @@ def agreement(
     return of_labels, jnp.minimum(of_labels, of_boxes)
 
 
-def class_balance(model: Detector, teacher: Params, batch: Batch, sum_over_devices: Sum) -> Array:
+def class_balance(looks: Sequence[Look], classes: int, sum_over_devices: SumOverDevices) -> Array:
     """Factors [classes] that make the teacher's classes as common as people's in this step.
 
     With the odds of its detections' scores multiplied by them, the scores of a class sum to about
@@ -139,28 +149,21 @@ def class_balance(model: Detector, teacher: Params, batch: Batch, sum_over_devic
     ReMixMatch's distribution alignment, arXiv 1911.09785).
 
     Args:
-      model: the detector.
-      teacher: its parameters.
-      batch: this device's images, with a mixed half.
+      looks: the teacher's looks at this device's images.
+      classes: number of classes.
       sum_over_devices: sums arrays over all devices.
     """
-    detections, labelled = [], jnp.zeros(model.num_classes)
-    for view in (batch.weak, batch.normal):
-        assert view is not None
-        seen = teaching.see(model, teacher, view, view)
-        detections.append(teaching.find(model, teacher, seen, 0)[0])
-        labelled += _by_class(view.labels, view.valid, model.num_classes)
-    labelled = sum_over_devices(labelled)
 
     def said(balance: Array) -> Array:
-        scores = (
-            _by_class(found.labels, found.valid * teaching.weigh(found, balance), model.num_classes)
-            for found in detections
+        weighed = [teaching.weigh(look.found, balance) for look in looks]
+        total: Array = sum_over_devices(
+            sum(_by_class(found.labels, found.valid * found.scores, classes) for found in weighed)
         )
-        total: Array = sum_over_devices(sum(scores))
         return total
 
-    balance = jnp.ones(model.num_classes)
+    views = [look.view for look in looks]
+    labelled = sum_over_devices(sum(_by_class(v.labels, v.valid, classes) for v in views))
+    balance = jnp.ones(classes)
     expected = labelled * said(balance).sum() / jnp.maximum(labelled.sum(), 1)
     for _ in range(ROUNDS):  # scores near 1 move less than their odds
         balance *= (expected + 1) / (said(balance) + balance)
@@ -176,9 +179,9 @@ def _by_class(labels: Array, amounts: Array, classes: int) -> Array:
 def least_score(
     model: Detector,
     teacher: Params,
-    batch: Batch,
+    looks: Sequence[Look],
     config: Any,
-    sum_over_devices: Sum,
+    sum_over_devices: SumOverDevices,
     balance: Array | None = None,
 ) -> Array:
     """The score above which the teacher's detections are pseudo boxes.
@@ -192,20 +195,17 @@ def least_score(
     Args:
       model: the detector.
       teacher: its parameters.
-      batch: this device's images, with a mixed half.
+      looks: its looks at this device's images.
       config: `config.mixtraining`.
       sum_over_devices: sums arrays over all devices.
       balance: [classes] float32 by which scores are multiplied first.
     """
     if not (config.auto_agreement or config.auto_count):
         return jnp.float32(config.pseudo_score_threshold)
-    assert batch.weak is not None
-    views: Sequence[View] = (batch.weak, batch.normal) if config.mend_normal else (batch.weak,)
     levels = jnp.arange(LEVELS) / LEVELS
     found, agreeing, human = jnp.zeros(LEVELS), jnp.zeros(LEVELS), jnp.zeros(())
-    for view in views:
-        teachers = teaching.see(model, teacher, view, view)
-        seen, _ = teaching.find(model, teacher, teachers, 0, balance)
+    for look in looks:
+        view, seen = look.view, teaching.weigh(look.found, balance)
         if config.auto_count:
             found += (seen.valid[..., None] & (seen.scores[..., None] > levels)).sum((0, 1))
             human += view.valid.sum()

@@ -1,16 +1,13 @@
 """What a step tells of itself: losses of each half, and whether the teacher helps."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from mixtrain_jax.mixtraining.criteria import Criteria
 from mixtrain_jax.mixtraining.targets import BoxAssignment
 from mixtrain_jax.models.roi_heads import StageRecord
-from mixtrain_jax.types import Array, Detections, Targets, View
-
-Sum = Callable[[Any], Any]
+from mixtrain_jax.types import Array, Detections, SumOverDevices, Targets, View
 
 
 class Share(NamedTuple):
@@ -41,7 +38,7 @@ def as_numbers(metrics: Metrics) -> Numbers:
 
 
 def of_half(
-    half: str, losses: Numbers, records: list[StageRecord], sum_over_devices: Sum
+    half: str, losses: Numbers, records: list[StageRecord], sum_over_devices: SumOverDevices
 ) -> Metrics:
     """Names the losses of a half ("normal/rpn_boxes"), and the accuracy of its sampled RoIs."""
     metrics: Metrics = {f"{half}/{name}": sum_over_devices(value) for name, value in losses.items()}
@@ -52,7 +49,7 @@ def of_half(
     return metrics
 
 
-def of_boxes(assignment: BoxAssignment, suffix: str, sum_over_devices: Sum) -> Metrics:
+def of_boxes(assignment: BoxAssignment, suffix: str, sum_over_devices: SumOverDevices) -> Metrics:
     """Says what became of boxes, as means over images."""
     images = sum_over_devices(jnp.float32(len(assignment.kept)))
     return {
@@ -74,7 +71,7 @@ def of_teacher(
     exact: Array,
     assignment: BoxAssignment,
     strong: View,
-    sum_over_devices: Sum,
+    sum_over_devices: SumOverDevices,
 ) -> Metrics:
     """Sums up what the teacher made of the mixed half.
 
@@ -104,5 +101,5 @@ def of_teacher(
     return metrics
 
 
-def _share(part: Array, whole: Array, sum_over_devices: Sum) -> Share:
+def _share(part: Array, whole: Array, sum_over_devices: SumOverDevices) -> Share:
     return Share(*(jnp.float32(sum_over_devices(x.sum())) for x in (part, whole)))

@@ -1,13 +1,12 @@
 """The method: what one step of MixTraining learns from, from top to bottom.
 
 The teacher sees the weak view, finds boxes of its own and rates the human ones; targets are
-combined; the student learns from the normal and the strong view, and the teacher has its say in the
+combined; the student learns from the normal and the strong view, and the teacher is asked in the
 loss. What comes out are gradients; `training/update.py` applies them and lets the teacher follow
 the student. Plain training is the same on a batch without a mixed half. Beyond the paper, the
 teacher can do for the normal half what it does for the mixed one.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,11 +18,10 @@ from mixtrain_jax.mixtraining import targets as mixing
 from mixtrain_jax.mixtraining import teacher as teaching
 from mixtrain_jax.mixtraining.criteria import Criteria
 from mixtrain_jax.mixtraining.metrics import Metrics
+from mixtrain_jax.mixtraining.teacher import Look
 from mixtrain_jax.models.detector import Detector, bind
-from mixtrain_jax.models.roi_heads import Say
-from mixtrain_jax.types import Array, Batch, Detections, Params, Targets, View
-
-Sum = Callable[[Any], Any]  # over all devices, of an array or a tree of arrays
+from mixtrain_jax.models.roi_heads import AskTeacher
+from mixtrain_jax.types import Array, Batch, Detections, Params, SumOverDevices, Targets, View
 
 
 class TeacherOutput(NamedTuple):
@@ -51,11 +49,12 @@ class Lesson(NamedTuple):
 
     Attributes:
       targets: what it is to find, in pixels of the view.
-      say: what has its say in the losses of the RoI heads; None: nothing has.
+      ask_teacher: tells what the teacher makes of the RoIs that the student is trained on; None: it
+        is not asked.
     """
 
     targets: Targets
-    say: Say | None = None
+    ask_teacher: AskTeacher | None = None
 
 
 def of_people(view: View) -> Lesson:
@@ -71,7 +70,7 @@ def gradients(
     *,
     model: Detector,
     config: Any,
-    sum_over_devices: Sum,
+    sum_over_devices: SumOverDevices,
 ) -> tuple[Params, Metrics, TeacherOutput | None]:
     """What this device's share of a batch teaches the student.
 
@@ -91,16 +90,22 @@ def gradients(
     output, mixed, teacher_metrics = None, None, {}
     normal = of_people(batch.normal)
     if batch.weak is not None and batch.strong is not None:
-        criteria = judging.of_step(model, teacher, batch, config, sum_over_devices)
         drop_path = config.teacher_drop_path
         keys = image_keys(jax.random.fold_in(key, 1), batch.weak) if drop_path else None
+        look = teaching.look(model, teacher, batch.weak, batch.strong, keys)
+        again = None
+        if judging.needs_normal(config):
+            again = teaching.look(model, teacher, batch.normal, batch.normal)
+        criteria = judging.of_step(model, teacher, look, again, config, sum_over_devices)
         output, mixed = teach(
-            model, teacher, batch.weak, batch.strong, config, criteria,
-            hard=config.gt_score_threshold, soften=config.soft_background, keys=keys,
+            model, teacher, look, batch.strong, config, criteria,
+            hard=config.gt_score_threshold, soften=config.soft_background,
         )  # fmt: skip
-        normal, of_normal = normal_half(
-            model, teacher, batch.normal, config, criteria, sum_over_devices
-        )
+        of_normal: Metrics = {}
+        if again is not None:
+            normal, of_normal = normal_half(
+                model, teacher, again, config, criteria, sum_over_devices
+            )
         teacher_metrics = of_normal | measuring.of_criteria(criteria) | measuring.of_teacher(
             output.human, output.ratings, output.found, output.exact, output.assignment,
             batch.strong, sum_over_devices,
@@ -115,58 +120,55 @@ def gradients(
 def teach(
     model: Detector,
     teacher: Params,
-    weak: View,
+    look: Look,
     strong: View,
     config: Any,
     criteria: Criteria,
     *,
     hard: Array | float,
     soften: bool,
-    keys: Array | None = None,
 ) -> tuple[TeacherOutput, Lesson]:
-    """The teacher's part: it sees the weak view, and makes mixed targets for the strong view.
+    """The teacher's part: from its look at the weak view it makes mixed targets for the strong one.
 
     Args:
       model: the detector.
       teacher: its parameters.
-      weak: the images as the teacher sees them.
+      look: its look at the weak view.
       strong: the same images as the student sees them.
       config: `config.mixtraining`.
       criteria: by which it is done.
       hard: the rating at or below which human boxes are left out, unless the criteria have one.
-      soften: the teacher has its say in the student's loss.
-      keys: [B] PRNG keys that switch the teacher's stochastic depth on.
+      soften: the teacher is asked of the RoIs in the student's loss.
 
     Returns:
       What the teacher made of the images, and what the student is trained on.
     """
     human = mixing.human_boxes(strong)
-    view = teaching.see(model, teacher, weak, strong, keys)
-    seen, exact = teaching.find(model, teacher, view, 0, criteria.balance)
-    counts = seen.valid & (seen.scores > criteria.least_score)
+    seen = look.seen
+    found = teaching.above(teaching.weigh(look.found, criteria.balance), criteria.least_score)
     if config.must_agree:
-        counts &= teaching.agrees(model, teacher, weak, seen, config.agreement_iou)
-    found = Detections(seen.boxes, seen.scores, seen.labels, counts)
+        agrees = teaching.agrees(model, teacher, look.view, found, config.agreement_iou)
+        found = Detections(found.boxes, found.scores, found.labels, agrees)
     if config.rate_boxes == "weak":  # whole objects, also where the strong view cuts them
-        rated = Targets(weak.boxes, human.labels, human.valid)
+        rated = Targets(look.view.boxes, human.labels, human.valid)
     else:
-        rated = teaching.back_to_weak(human, view)
+        rated = teaching.back_to_weak(human, seen)
     ratings = teaching.rate(
-        model, teacher, view, rated,
+        model, teacher, seen, rated,
         given_object=config.rate_given_object, balance=criteria.balance,
     )  # fmt: skip
-    there = teaching.pseudo_boxes(seen, view, strong.size)
-    pseudo = Targets(there.boxes, there.labels, there.valid & counts)
+    there = teaching.pseudo_boxes(look.found, seen, strong.size)
+    pseudo = Targets(there.boxes, there.labels, there.valid & found.valid)
     drawn = human
     if criteria.box_share is not None:
         drawn = mixing.draw_anew(human, there, criteria.box_share)
     hard = hard if criteria.least_rating is None else criteria.least_rating
     combined, assignment = mixing.combine(drawn, ratings, pseudo, config, hard)
-    output = TeacherOutput(found, human, ratings, combined, assignment, exact)
-    say = None
+    output = TeacherOutput(found, human, ratings, combined, assignment, look.exact)
+    ask_teacher = None
     if soften:
-        say = teaching.opinions(
-            model, teacher, view, criteria.label_share,
+        ask_teacher = teaching.opinions(
+            model, teacher, seen, criteria.label_share,
             people=Targets(drawn.boxes, drawn.labels, assignment.kept),
             others=mixing.join(
                 Targets(human.boxes, human.labels, assignment.dropped),
@@ -174,16 +176,16 @@ def teach(
             ),
         )  # fmt: skip
     output = jax.lax.stop_gradient(output)
-    return output, Lesson(output.targets, say)
+    return output, Lesson(output.targets, ask_teacher)
 
 
 def normal_half(
     model: Detector,
     teacher: Params,
-    view: View,
+    look: Look,
     config: Any,
     criteria: Criteria,
-    sum_over_devices: Sum,
+    sum_over_devices: SumOverDevices,
 ) -> tuple[Lesson, Metrics]:
     """What the normal half is trained on: its human boxes or, with `mend_normal`, mixed targets.
 
@@ -193,7 +195,7 @@ def normal_half(
     Args:
       model: the detector.
       teacher: its parameters.
-      view: the normal half.
+      look: its look at the normal half.
       config: `config.mixtraining`.
       criteria: by which it is done.
       sum_over_devices: sums arrays over all devices.
@@ -203,20 +205,19 @@ def normal_half(
     """
     if config.mend_normal:
         output, lesson = teach(
-            model, teacher, view, view, config, criteria,
+            model, teacher, look, look.view, config, criteria,
             hard=config.normal_gt_score_threshold, soften=config.soften_normal,
         )  # fmt: skip
         counts = measuring.of_boxes(output.assignment, "_normal", sum_over_devices)
         return lesson, counts
     if config.soften_normal:
-        seen = teaching.see(model, teacher, view, view)
-        human = mixing.human_boxes(view)
+        human = mixing.human_boxes(look.view)
         nothing = Targets(human.boxes, human.labels, jnp.zeros_like(human.valid))
-        say = teaching.opinions(
-            model, teacher, seen, criteria.label_share, people=human, others=nothing
+        ask_teacher = teaching.opinions(
+            model, teacher, look.seen, criteria.label_share, people=human, others=nothing
         )
-        return Lesson(human, say), {}
-    return of_people(view), {}
+        return Lesson(human, ask_teacher), {}
+    return of_people(look.view), {}
 
 
 def student_loss(
@@ -227,7 +228,7 @@ def student_loss(
     key: Array,
     model: Detector,
     config: Any,
-    sum_over_devices: Sum,
+    sum_over_devices: SumOverDevices,
 ) -> tuple[Array, Metrics]:
     """The student's part: losses of the normal half plus weighted losses of the mixed half.
 
@@ -255,7 +256,7 @@ def student_loss(
     def half(name: str, rows: slice, view: View, lesson: Lesson) -> tuple[Array, Metrics]:
         levels = tuple(level[rows] for level in pyramid)
         losses, records = detector.losses(
-            levels, view.size, lesson.targets, keys[rows], sum_over_devices, lesson.say
+            levels, view.size, lesson.targets, keys[rows], sum_over_devices, lesson.ask_teacher
         )
         measured = measuring.of_half(name, losses, records, sum_over_devices)
         return sum(losses.values(), start=jnp.zeros(())), measured

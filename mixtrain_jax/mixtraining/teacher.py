@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from mixtrain_jax.mixtraining import targets as mixing
 from mixtrain_jax.models.detector import Detector, bind
-from mixtrain_jax.models.roi_heads import Opinion, Say
+from mixtrain_jax.models.roi_heads import AskTeacher, Opinion
 from mixtrain_jax.ops import boxes as box_ops
 from mixtrain_jax.types import Array, Detections, Params, Targets, View
 
@@ -33,6 +33,33 @@ class TeacherView(NamedTuple):
     size: Array
     to_strong: Array
     to_weak: Array
+
+
+class Look(NamedTuple):
+    """What the teacher makes of a view.
+
+    Attributes:
+      view: the images as it sees them.
+      seen: what it sees.
+      found: all its detections, whatever their scores, in pixels of the view.
+      exact: [B] bool, False where it had more candidates than it can weigh.
+    """
+
+    view: View
+    seen: TeacherView
+    found: Detections
+    exact: Array
+
+
+def look(
+    model: Detector, teacher: Params, weak: View, strong: View, keys: Array | None = None
+) -> Look:
+    """Shows the teacher the weak view, and has it find objects there; for arguments see `see`."""
+    seen = see(model, teacher, weak, strong, keys)
+    detector = bind(model, teacher)
+    proposals = detector.proposals(seen.pyramid, seen.size)
+    found, exact = detector.detect(seen.pyramid, seen.size, proposals)
+    return Look(weak, seen, found, exact)
 
 
 def see(
@@ -57,38 +84,19 @@ def see(
     )
 
 
-def find(
-    model: Detector,
-    teacher: Params,
-    view: TeacherView,
-    threshold: Array | float,
-    balance: Array | None = None,
-) -> tuple[Detections, Array]:
-    """Finds the teacher's detections in the weak view with a score above the threshold.
-
-    Args:
-      model: the detector.
-      teacher: its parameters.
-      view: what `see` returned.
-      threshold: of the scores.
-      balance: [classes] float32 by which the odds of scores are multiplied first; None: they are
-        as they are.
-
-    Returns:
-      The detections, and [B] bool, False where the detector had more candidates than it can weigh.
-    """
-    detector = bind(model, teacher)
-    proposals = detector.proposals(view.pyramid, view.size)
-    found, exact = detector.detect(view.pyramid, view.size, proposals)
-    scores = found.scores if balance is None else weigh(found, balance)
-    above = found.valid & (scores > threshold)
-    return Detections(found.boxes, scores, found.labels, above), exact
-
-
-def weigh(found: Detections, balance: Array) -> Array:
-    """Returns the scores [B, K] of detections, their odds multiplied by `balance` [classes]."""
+def weigh(found: Detections, balance: Array | None) -> Detections:
+    """Multiplies the odds of scores by those of `balance` [classes]; None: they are as they are."""
+    if balance is None:
+        return found
     weighed = found.scores * balance[found.labels]
-    return weighed / (weighed + 1 - found.scores)
+    scores = weighed / (weighed + 1 - found.scores)
+    return Detections(found.boxes, scores, found.labels, found.valid)
+
+
+def above(found: Detections, threshold: Array | float) -> Detections:
+    """The detections with a score above the threshold; the others are no longer valid."""
+    valid = found.valid & (found.scores > threshold)
+    return Detections(found.boxes, found.scores, found.labels, valid)
 
 
 def agrees(model: Detector, teacher: Params, view: View, found: Detections, iou: float) -> Array:
@@ -176,7 +184,7 @@ def opinions(
     *,
     people: Targets,
     others: Targets,
-) -> Say:
+) -> AskTeacher:
     """Returns what says of RoIs in the strong view what the teacher makes of them.
 
     In Cascade R-CNN each stage of the student is answered by the same stage of the teacher. Without

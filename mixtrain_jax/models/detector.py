@@ -5,7 +5,6 @@ What the method needs are separate calls on shared features: `features`, `propos
 `bind` gives the detector its parameters: `bind(model, params).features(image, size)`.
 """
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -18,9 +17,9 @@ from ml_collections import FrozenConfigDict
 from mixtrain_jax.models import rpn
 from mixtrain_jax.models.backbones import build_backbone
 from mixtrain_jax.models.fpn import FPN
-from mixtrain_jax.models.roi_heads import RoIHead, Say, StageRecord
+from mixtrain_jax.models.roi_heads import AskTeacher, RoIHead, StageRecord
 from mixtrain_jax.models.rpn import Proposals, Pyramid
-from mixtrain_jax.types import Array, Detections, Params, Targets
+from mixtrain_jax.types import Array, Detections, Params, SumOverDevices, Targets
 
 
 class Detector(nn.Module):
@@ -89,8 +88,8 @@ class Detector(nn.Module):
         size: Array,
         targets: Targets,
         keys: Array,
-        sum_over_devices: Callable[[Any], Any],
-        say: Say | None = None,
+        sum_over_devices: SumOverDevices,
+        ask_teacher: AskTeacher | None = None,
     ) -> tuple[dict[str, Array], list[StageRecord]]:
         """Computes every training loss on the features of B images.
 
@@ -101,7 +100,7 @@ class Detector(nn.Module):
           keys: [B] PRNG keys, one an image, for sampling anchors and RoIs.
           sum_over_devices: sums arrays over all devices, so that losses do not depend on how many
             there are.
-          say: what the teacher says of RoIs; see `RoIHead.losses`.
+          ask_teacher: what the teacher says of RoIs; see `RoIHead.losses`.
 
         Returns:
           The losses by name (this device's share; their sum is what to differentiate), and what
@@ -114,7 +113,7 @@ class Detector(nn.Module):
         )
         proposals = rpn.propose(predictions, size, self.config.rpn, training=True)
         more, records = self.roi_head.losses(
-            pyramid, size, proposals, targets, roi_keys, sum_over_devices, say
+            pyramid, size, proposals, targets, roi_keys, sum_over_devices, ask_teacher
         )
         return found | more, records
 

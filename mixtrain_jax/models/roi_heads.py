@@ -20,7 +20,7 @@ from mixtrain_jax.models.rpn import STRIDES, Proposals, Pyramid
 from mixtrain_jax.ops import boxes as box_ops
 from mixtrain_jax.ops import matching, nms
 from mixtrain_jax.ops.roi_align import roi_align
-from mixtrain_jax.types import Array, Detections, Targets
+from mixtrain_jax.types import Array, Detections, SumOverDevices, Targets
 
 
 class Opinion(NamedTuple):
@@ -36,7 +36,8 @@ class Opinion(NamedTuple):
     label_share: Array | None = None
 
 
-Say = Callable[[int, Array], Opinion]  # of (stage, RoIs [B, K, 4])
+# What a teacher is asked of (stage, RoIs [B, K, 4]): which these are is known only in the losses.
+AskTeacher = Callable[[int, Array], Opinion]
 
 
 class BoxHead(nn.Module):
@@ -224,8 +225,8 @@ class RoIHead(nn.Module):
         proposals: Proposals,
         targets: Targets,
         keys: Array,
-        sum_over_devices: Callable[[Any], Any],
-        say: Say | None = None,
+        sum_over_devices: SumOverDevices,
+        ask_teacher: AskTeacher | None = None,
     ) -> tuple[dict[str, Array], list[StageRecord]]:
         """Classification and box losses of every stage on freshly matched and sampled RoIs.
 
@@ -241,9 +242,9 @@ class RoIHead(nn.Module):
           targets: the boxes to be found.
           keys: [B] PRNG keys, one an image, for sampling RoIs.
           sum_over_devices: sums arrays over all devices.
-          say: what the teacher says of RoIs. It weighs the RoIs labelled background by their
-            background probabilities (MixTraining's soft background) or, where labels have a share,
-            has the rest of the class targets; all RoIs weigh 1 then, as with None.
+          ask_teacher: what the teacher says of RoIs. It weighs the RoIs labelled background by
+            their background probabilities (MixTraining's soft background) or, where labels have a
+            share, has the rest of the class targets; all RoIs weigh 1 then, as with None.
 
         Returns:
           The weighted losses by name (this device's share of each), and a record of each stage.
@@ -257,7 +258,7 @@ class RoIHead(nn.Module):
             logits, deltas = self.predict(stage, pyramid, size, rois)
             weights = sample.valid.astype(jnp.float32)
             goal = jax.nn.one_hot(labels, self.num_classes + 1)
-            opinion = say(stage, rois) if say is not None else None
+            opinion = ask_teacher(stage, rois) if ask_teacher is not None else None
             if opinion is not None and opinion.label_share is not None:
                 share = opinion.label_share[..., None]
                 goal = share * goal + (1 - share) * opinion.probabilities

@@ -5,7 +5,6 @@ into one axis of A anchors, level by level, then by row, column and ratio, so th
 the network is plain arithmetic on [B, A] arrays.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ from mixtrain_jax.models.layers import Conv
 from mixtrain_jax.ops import anchors as anchor_ops
 from mixtrain_jax.ops import boxes as box_ops
 from mixtrain_jax.ops import matching, nms
-from mixtrain_jax.types import Array, Targets
+from mixtrain_jax.types import Array, SumOverDevices, Targets
 
 Pyramid = tuple[Array, ...]  # features [B, H / s, W / s, C] for the strides s
 
@@ -145,7 +144,7 @@ def losses(
     targets: Targets,
     keys: Array,
     config: Any,
-    sum_over_devices: Callable[[Any], Any],
+    sum_over_devices: SumOverDevices,
 ) -> dict[str, Array]:
     """Binary cross-entropy of objectness and L1 of deltas on sampled anchors.
 

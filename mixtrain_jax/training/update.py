@@ -19,7 +19,7 @@ from mixtrain_jax.mixtraining.step import TeacherOutput
 from mixtrain_jax.models import pixels
 from mixtrain_jax.models.detector import Detector
 from mixtrain_jax.training import ema
-from mixtrain_jax.types import Array, Batch, Params, TrainState
+from mixtrain_jax.types import Array, Batch, Params, SumOverDevices, TrainState
 
 Gradients = Callable[[Batch], tuple[Params, Metrics, TeacherOutput | None]]
 
@@ -38,7 +38,7 @@ def make_step(
     config: Any,
     model: Detector,
     optimizer: optax.GradientTransformation,
-    sum_over_devices: Callable[[Any], Any],
+    sum_over_devices: SumOverDevices,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Numbers, TeacherOutput | None]]:
     """Returns `train_step` as a function of state and batch, with what the whole config says."""
     return partial(
@@ -61,7 +61,7 @@ def train_step(
     model: Detector,
     optimizer: optax.GradientTransformation,
     config: Any,
-    sum_over_devices: Callable[[Any], Any],
+    sum_over_devices: SumOverDevices,
     mean: Sequence[float],
     std: Sequence[float],
     seed: int = 0,

@@ -9,7 +9,7 @@ import pytest
 
 from mixtrain_jax.mixtraining import criteria as judging
 from mixtrain_jax.mixtraining import teacher as teaching
-from mixtrain_jax.types import Batch, Targets
+from mixtrain_jax.types import Targets
 from tests.mixtraining.stub import Stub, config, detections, one, seen_from, view
 
 
@@ -21,13 +21,16 @@ def detector(monkeypatch):
     return stub.found
 
 
+def looks(*views):
+    return [teaching.look(None, None, view, view) for view in views]
+
+
 def least_score(config, *views):
-    weak, normal = views if len(views) == 2 else (*views, None)
-    return judging.least_score(None, None, Batch(normal, weak, weak), config, one)
+    return judging.least_score(None, None, looks(*views), config, one)
 
 
 def test_threshold_is_the_constant_or_where_the_mirrored_view_agrees(detector):
-    assert least_score(config(pseudo_score_threshold=0.25), None) == np.float32(0.25)
+    assert least_score(config(pseudo_score_threshold=0.25)) == np.float32(0.25)
     places = [[0, 3 * n, 4, 3 * n + 3] for n in range(20)]
     mirrored = [[36, 3 * n, 40, 3 * n + 3] for n in range(20)]
     scores = [0.955 - 0.04 * n for n in range(20)]
@@ -40,8 +43,8 @@ def test_threshold_is_the_constant_or_where_the_mirrored_view_agrees(detector):
         assert least == pytest.approx(expected)
     human = view(places[:11], [0] * 11)  # the others are nine, too few to tell
     assert least_score(config(auto_agreement=0.1), human) == 1
-    both = config(auto_agreement=0.1, mend_normal=True)  # nine in each half are enough
-    assert least_score(both, human, human) < 1
+    both = human, human  # nine in each half are enough
+    assert least_score(config(auto_agreement=0.1), *both) < 1
 
 
 def test_threshold_by_count_finds_at_most_a_share_of_what_people_drew(detector):
@@ -51,36 +54,29 @@ def test_threshold_by_count_finds_at_most_a_share_of_what_people_drew(detector):
     for count, found in ((0.5, 2), (0.7, 2), (1.0, 4), (2.0, 8), (10.0, 15)):
         least = least_score(config(auto_count=count), human)
         assert sum(score > least for score in scores) == found
-    both = least_score(config(auto_count=0.5, mend_normal=True), human, view([], []))
+    both = least_score(config(auto_count=0.5), human, view([], []))
     assert both == pytest.approx(0.91)  # what the first half finds, the other finds too
     assert least_score(config(auto_count=0.5), view([], [])) == 0.96
 
 
 def test_threshold_by_count_is_of_balanced_scores(detector):
     detector["upright"] = detections([[0, 0, 4, 4]] * 2, [0, 1], [0.5, 0.4])
-    batch = Batch(None, view([[0, 0, 4, 4]], [0]), None)
-    least = judging.least_score(
-        None, None, batch, config(auto_count=1.0), one, jnp.array([0.5, 2.0])
-    )
+    seen, balance = looks(view([[0, 0, 4, 4]], [0])), jnp.array([0.5, 2.0])
+    least = judging.least_score(None, None, seen, config(auto_count=1.0), one, balance)
     assert least == np.float32(0.34)
-    found, _ = teaching.find(
-        None, None, teaching.TeacherView((jnp.ones((1, 1, 1, 1)),), *[None] * 3), least,
-        jnp.array([0.5, 2.0]),
-    )  # fmt: skip
+    found = teaching.above(teaching.weigh(seen[0].found, balance), least)
     np.testing.assert_allclose(found.scores[0], [1 / 3, 4 / 7], rtol=1e-6)  # odds of 1/2 and 4/3
     np.testing.assert_array_equal(found.valid[0], [False, True])
 
 
 def test_balanced_scores_are_probabilities(detector):
     detector["upright"] = detections([[0, 0, 4, 4]] * 3, [0] * 3, [1.0, 0.9, 0.0])
-    seen = teaching.TeacherView((jnp.ones((1, 1, 1, 1)),), *[None] * 3)
     for balance in (0.1, 1.0, 9.0):
-        found, _ = teaching.find(None, None, seen, 0.0, jnp.array([balance]))
+        found = teaching.weigh(detector["upright"], jnp.array([balance]))
         odds = 9 * balance
         np.testing.assert_allclose(found.scores[0], [1, odds / (odds + 1), 0], rtol=1e-6)
-    none = judging.least_score(
-        None, None, Batch(None, view([], []), None), config(auto_count=1.0), one, jnp.array([9.0])
-    )
+    seen = looks(view([], []))
+    none = judging.least_score(None, None, seen, config(auto_count=1.0), one, jnp.array([9.0]))
     assert not (found.scores > none).any()
 
 
@@ -96,26 +92,26 @@ def test_labels_are_as_hard_as_the_teacher_agrees(detector):
     )
     model = SimpleNamespace(num_classes=2)
 
-    def shares(batch, **fields):
-        made = judging.of_step(model, None, batch, config(**fields), one)
-        return made.label_share, made.box_share
+    def made(*views, **fields):
+        return judging.of_step(model, None, *looks(*views), config(**fields), one)
 
-    both = Batch(human, human, human)
-    np.testing.assert_allclose(shares(both, auto_share=True), [2 / 3, 1 / 2], rtol=1e-6)
-    made = judging.of_step(model, None, both, config(auto_share=True), one)
-    np.testing.assert_allclose(made.least_rating, 1 / 3, rtol=1e-6)  # of two classes
+    def shares(*views, **fields):
+        return made(*views, **fields)[2:4]
+
+    both = human, human
+    np.testing.assert_allclose(shares(*both, auto_share=True), [2 / 3, 1 / 2], rtol=1e-6)
+    least = made(*both, auto_share=True).least_rating
+    np.testing.assert_allclose(least, 1 / 3, rtol=1e-6)  # of two classes
     other = human.replace(labels=jnp.array([[1, 0, 1, 1]]))  # finds one, alike, and names one
-    mixed = Batch(other, other, None)
-    np.testing.assert_allclose(shares(mixed, auto_share=True), [1 / 3, 1 / 3], rtol=1e-6)
-    balanced = judging.agreement(model, None, both, one, jnp.array([0.1, 1.0]))
+    np.testing.assert_allclose(shares(other, other, auto_share=True), [1 / 3, 1 / 3], rtol=1e-6)
+    balanced = judging.agreement(model, None, looks(*both), one, jnp.array([0.1, 1.0]))
     np.testing.assert_allclose(balanced[0], 1 / 3, rtol=1e-6)  # all are named the second class
     nothing = human.replace(valid=jnp.zeros((1, 4), bool))
-    np.testing.assert_array_equal(shares(Batch(nothing, nothing, None), auto_share=True), [1, 1])
-    np.testing.assert_array_equal(shares(both, label_share=0.25), [0.25, 0.25])
-    made = judging.of_step(model, None, both, config(balance_classes=True), one)
-    assert made.label_share is None and made.box_share is None and made.least_rating is None
-    expected = judging.class_balance(model, None, both, one)
-    np.testing.assert_array_equal(made.balance, expected)
+    np.testing.assert_array_equal(shares(nothing, nothing, auto_share=True), [1, 1])
+    np.testing.assert_array_equal(shares(*both, label_share=0.25), [0.25, 0.25])
+    _, balance, *others = made(*both, balance_classes=True)
+    assert others == [None, None, None]
+    np.testing.assert_array_equal(balance, judging.class_balance(looks(*both), 2, one))
 
 
 def test_labels_are_left_out_where_they_are_more_likely_wrong():
@@ -138,8 +134,7 @@ def balance_of(detector, labels, scores, named, absent=0):
     detector["upright"] = detections(np.zeros((len(labels), 4)), labels, scores)
     human = view(np.zeros((len(named), 4)), named)
     human = human.replace(valid=jnp.arange(len(named))[None] < len(named) - absent)
-    model = SimpleNamespace(num_classes=3)
-    return judging.class_balance(model, None, Batch(human, human, None), one)
+    return judging.class_balance(looks(human, human), 3, one)
 
 
 def test_balanced_detections_are_as_common_as_people_name_their_classes(detector):
@@ -147,7 +142,7 @@ def test_balanced_detections_are_as_common_as_people_name_their_classes(detector
     labels = np.repeat([0, 1, 2], [550, 300, 150])
     scores = rng.uniform(0.05, 0.3, 1000)
     balance = balance_of(detector, labels, scores, [0] * 30 + [1] * 30 + [2] * 30)
-    weighed = teaching.weigh(detector["upright"], balance)[0]
+    weighed = teaching.weigh(detector["upright"], balance).scores[0]
     sums = np.array([weighed[labels == c].sum() for c in range(3)])
     before = np.array([scores[labels == c].sum() for c in range(3)])
     assert before.max() / before.min() > 3

@@ -196,7 +196,7 @@ def learn(model, weights, look):
     boxes, valid = golden.padded("unsup{}_target_bboxes", (0, 1), 32)
     labels, _ = golden.padded("unsup{}_target_labels", (0, 1), 32)
     wanted = Targets(boxes, labels, valid)
-    say = teaching.opinions(model, weights[1], look, None, people=wanted, others=wanted)
+    ask_teacher = teaching.opinions(model, weights[1], look, None, people=wanted, others=wanted)
     images, sizes = golden.images(NORMAL + STRONG)
     keys = jax.random.split(jax.random.key(0), 4)
     proposals = stored_proposals("student{}_proposals", (0, 1, 2, 3))
@@ -210,7 +210,7 @@ def learn(model, weights, look):
             out = []
             for rows, targets, weight in (
                 (slice(0, 2), human_boxes(NORMAL), None),
-                (slice(2, 4), wanted, say),
+                (slice(2, 4), wanted, ask_teacher),
             ):
                 own = rpn.Predictions(
                     predictions.logits[rows], predictions.deltas[rows], predictions.shapes

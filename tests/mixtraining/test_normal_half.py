@@ -13,6 +13,10 @@ from tests.mixtraining.stub import Stub, config, detections, one, seen_from, vie
 CRITERIA = Criteria(jnp.float32(0.4))
 
 
+def look(view):
+    return teaching.look(None, None, view, view)
+
+
 @pytest.fixture
 def detector(monkeypatch):
     """What the stub finds, to be filled in."""
@@ -38,9 +42,9 @@ def test_the_normal_half_is_mended_as_the_mixed_half_is(detector, fields, kept, 
     )
     detector["probabilities"] = jnp.array([[[0.7, 0.2, 0.1], [0.8, 0.1, 0.1]]])
     method = config(mend_normal=True, **fields)
-    lesson, told = stepping.normal_half(None, None, human, method, CRITERIA, one)
+    lesson, told = stepping.normal_half(None, None, look(human), method, CRITERIA, one)
     targets = lesson.targets
-    assert lesson.say is None
+    assert lesson.ask_teacher is None
     np.testing.assert_array_equal(targets.valid[0], [*kept, replaced_by, True, False])
     np.testing.assert_array_equal(targets.boxes[0, :2], human.boxes[0])
     np.testing.assert_array_equal(targets.labels[0, :2], human.labels[0])
@@ -82,10 +86,10 @@ def test_a_pseudo_box_is_no_label_of_peoples(detector):
     detector["probabilities"] = jnp.array([[[0.7, 0.2, 0.1]]])
     method = config(mend_normal=True, soften_normal=True, pseudo_score_threshold=0.5)
     soft = CRITERIA._replace(label_share=jnp.float32(0.25), least_score=jnp.float32(0.5))
-    lesson, _ = stepping.normal_half(None, None, human, method, soft, one)
+    lesson, _ = stepping.normal_half(None, None, look(human), method, soft, one)
     assert lesson.targets.valid[0].tolist() == [True, True, False]
     rois = jnp.array([[[0.0, 0, 10, 10], [20, 20, 30, 30], [0, 50, 4, 54]]])
-    np.testing.assert_allclose(lesson.say(0, rois).label_share[0], [0.25, 0, 0.25])
+    np.testing.assert_allclose(lesson.ask_teacher(0, rois).label_share[0], [0.25, 0, 0.25])
 
 
 @pytest.mark.parametrize(("least", "kept"), [(None, [1, 0]), (0.25, [1, 1]), (0.75, [0, 0])])
@@ -95,7 +99,7 @@ def test_the_steps_rating_counts_over_the_configs(detector, least, kept):
     detector["probabilities"] = jnp.array([[[0.7, 0.2, 0.1], [0.6, 0.3, 0.1]]])
     made = CRITERIA._replace(least_rating=None if least is None else jnp.float32(least))
     method = config(mend_normal=True, normal_gt_score_threshold=0.5)
-    lesson, _ = stepping.normal_half(None, None, human, method, made, one)
+    lesson, _ = stepping.normal_half(None, None, look(human), method, made, one)
     np.testing.assert_array_equal(lesson.targets.valid[0, :2], kept)
 
 
@@ -106,7 +110,7 @@ def test_kept_boxes_are_drawn_anew_where_the_teacher_finds_them(detector):
     detector["probabilities"] = jnp.array([[[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]]])
     anew = CRITERIA._replace(label_share=jnp.float32(0.5), box_share=jnp.float32(0.25))
     method = config(mend_normal=True)
-    lesson, _ = stepping.normal_half(None, None, human, method, anew, one)
+    lesson, _ = stepping.normal_half(None, None, look(human), method, anew, one)
     targets = lesson.targets
     np.testing.assert_allclose(targets.boxes[0, 0], [1.5, 0, 11.5, 10])
     np.testing.assert_array_equal(targets.boxes[0, 1], human.boxes[0, 1])  # of another class
@@ -117,7 +121,8 @@ def test_kept_boxes_are_drawn_anew_where_the_teacher_finds_them(detector):
         boxes=jnp.array([[[60.0, 0, 80, 20], [20, 40, 40, 60]]]),
         size=jnp.array([[128, 80]]),
     )
-    output, _ = stepping.teach(None, None, human, strong, method, anew, hard=0.0, soften=False)
+    seen = teaching.look(None, None, human, strong)
+    output, _ = stepping.teach(None, None, seen, strong, method, anew, hard=0.0, soften=False)
     np.testing.assert_allclose(output.targets.boxes[0, 0], [57, 0, 77, 20], atol=1e-4)
     np.testing.assert_array_equal(output.human.boxes, strong.boxes)  # as people drew them
 
@@ -125,17 +130,19 @@ def test_kept_boxes_are_drawn_anew_where_the_teacher_finds_them(detector):
 def test_without_a_share_the_opinion_is_the_soft_background(detector):
     detector["probabilities"] = jnp.array([[[0.7, 0.2, 0.1]]])
     human = view([[0, 0, 10, 10]], [0])
+    detector["upright"] = detections(np.zeros((0, 4)), [], [])
     lesson, told = stepping.normal_half(
-        None, None, human, config(soften_normal=True), CRITERIA, one
+        None, None, look(human), config(soften_normal=True), CRITERIA, one
     )
-    opinion = lesson.say(0, human.boxes)
+    opinion = lesson.ask_teacher(0, human.boxes)
     assert opinion.label_share is None and told == {}
     np.testing.assert_array_equal(opinion.probabilities, detector["probabilities"])
     np.testing.assert_array_equal(lesson.targets.valid, human.valid)
 
 
-def test_switched_off_the_normal_half_is_the_human_boxes():
+def test_switched_off_the_normal_half_is_the_human_boxes(detector):
     human = view([[0, 0, 10, 10]], [0])
-    lesson, told = stepping.normal_half(None, None, human, config(), CRITERIA, one)
-    assert lesson.say is None and told == {}
+    detector["upright"] = detections(np.zeros((0, 4)), [], [])
+    lesson, told = stepping.normal_half(None, None, look(human), config(), CRITERIA, one)
+    assert lesson.ask_teacher is None and told == {}
     np.testing.assert_array_equal(lesson.targets.boxes, human.boxes)

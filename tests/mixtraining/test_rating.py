@@ -45,15 +45,18 @@ def rated(monkeypatch, which, matrix):
         jnp.zeros([1, 1], bool),
     )  # fmt: skip
     stub = types.SimpleNamespace(
-        features=lambda image, size, keys: (jnp.zeros([1, 2, 2, 1]),), score_boxes=score_boxes
+        features=lambda image, size, keys: (jnp.zeros([1, 2, 2, 1]),),
+        proposals=lambda pyramid, size: None,
+        detect=lambda pyramid, size, proposals: (found, jnp.ones(1, bool)),
+        score_boxes=score_boxes,
     )
     monkeypatch.setattr(teaching, "bind", lambda model, params: stub)
-    monkeypatch.setattr(teaching, "find", lambda *given: (found, jnp.ones(1, bool)))
     method = configs.load("faster").mixtraining
     method.rate_boxes = which
     weak, strong = view(BOXES, np.eye(3)), view(BOXES, matrix)
     criteria = Criteria(jnp.float32(0.9))
-    output, _ = steps.teach(None, None, weak, strong, method, criteria, hard=0.9, soften=False)
+    look = teaching.look(None, None, weak, strong)
+    output, _ = steps.teach(None, None, look, strong, method, criteria, hard=0.9, soften=False)
     return asked[0], np.asarray(output.ratings[0])
 
 

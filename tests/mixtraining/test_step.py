@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from mixtrain_jax.mixtraining import step as steps
+from mixtrain_jax.mixtraining import teacher as teaching
 from mixtrain_jax.mixtraining.criteria import Criteria
 from mixtrain_jax.models.roi_heads import Opinion
 from mixtrain_jax.types import Targets
@@ -69,8 +70,9 @@ def test_normal_half_ignores_the_mixed_half(world):
 
     @jax.jit
     def gradient(batch):
+        look = teaching.look(model, state.teacher, batch.weak, batch.strong)
         _, mixed = steps.teach(
-            model, state.teacher, batch.weak, batch.strong, method, Criteria(jnp.float32(0.9)),
+            model, state.teacher, look, batch.strong, method, Criteria(jnp.float32(0.9)),
             hard=0.9, soften=True,
         )  # fmt: skip
         normal = steps.of_people(batch.normal)
@@ -167,12 +169,12 @@ def test_soft_background_weights(world):
         targets = Targets(view.boxes, view.labels, view.valid)
         keys = jax.random.split(jax.random.key(0), 2)
 
-        def say(stage, rois):
+        def ask_teacher(stage, rois):
             background = jnp.broadcast_to(chances, rois.shape[:2])[..., None]
             classes = jnp.repeat((1 - background) / small.CLASSES, small.CLASSES, axis=-1)
             return Opinion(jnp.concatenate([classes, background], axis=-1))
 
-        return m.losses(pyramid, view.size, targets, keys, lambda x: x, say)[1]
+        return m.losses(pyramid, view.size, targets, keys, lambda x: x, ask_teacher)[1]
 
     (record,) = jax.jit(lambda p: model.apply({"params": p}, method=records))(state.student)
     background = np.asarray(record.labels) == small.CLASSES

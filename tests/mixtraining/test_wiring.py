@@ -78,10 +78,10 @@ class Detector:
     def score_boxes(self, pyramid, size, boxes, stage=None):
         return jnp.full((*boxes.shape[:2], 3), 1 / 3)
 
-    def losses(self, levels, size, targets, keys, sum_over_devices, say=None):
+    def losses(self, levels, size, targets, keys, sum_over_devices, ask_teacher=None):
         self.note(
             "losses",
-            value=float(levels[0].max()), targets=targets, say=say, keys=keys,
+            value=float(levels[0].max()), targets=targets, ask_teacher=ask_teacher, keys=keys,
         )  # fmt: skip
         return {"class": self.params["w"] * levels[0].max()}, []
 
@@ -118,12 +118,12 @@ def test_the_student_learns_the_mixed_targets_and_the_teacher_makes_them(look):
     normal, mixed = losses(calls)
     assert (normal["value"], mixed["value"]) == (NORMAL, STRONG)
     np.testing.assert_array_equal(normal["targets"].boxes, BATCH.normal.boxes)
-    assert normal["say"] is None
+    assert normal["ask_teacher"] is None
     jax.tree.map(np.testing.assert_array_equal, mixed["targets"], output.targets)
     assert mixed["targets"].valid.tolist() == [[True, True]]  # the human box, and the found one
     np.testing.assert_array_equal(mixed["targets"].boxes[0, 1], FOUND)
     rois = jnp.zeros((1, 2, 4))
-    said = mixed["say"](0, rois)
+    said = mixed["ask_teacher"](0, rois)
     np.testing.assert_allclose(said.probabilities, np.full((1, 2, 3), 1 / 3), rtol=1e-6)
     assert said.label_share is None
     assert float(metrics["loss"]) == float(grads["w"]) == NORMAL + 3 * STRONG
@@ -137,9 +137,9 @@ def test_plain_training_asks_no_teacher(monkeypatch, look):
     assert float(grads["w"]) == NORMAL
 
 
-def test_without_the_soft_background_the_teacher_has_no_say(look):
+def test_without_the_soft_background_the_teacher_is_not_asked(look):
     calls, _ = look(soft_background=False)
-    assert [what["say"] for what in losses(calls)] == [None, None]
+    assert [what["ask_teacher"] for what in losses(calls)] == [None, None]
 
 
 def test_the_normal_half_is_trained_on_its_mended_targets(look):
@@ -147,13 +147,13 @@ def test_the_normal_half_is_trained_on_its_mended_targets(look):
     normal, _ = losses(calls)
     assert normal["targets"].valid.tolist() == [[True, True]]
     np.testing.assert_array_equal(normal["targets"].boxes[0, 1], FOUND)
-    assert metrics["boxes/missing_normal"] == 1 and normal["say"] is None
+    assert metrics["boxes/missing_normal"] == 1 and normal["ask_teacher"] is None
 
 
 def test_the_normal_half_may_have_a_soft_background_too(look):
     calls, _ = look(soften_normal=True)
     normal, _ = losses(calls)
-    said = normal["say"](0, jnp.zeros((1, 2, 4)))
+    said = normal["ask_teacher"](0, jnp.zeros((1, 2, 4)))
     np.testing.assert_allclose(said.probabilities, 1 / 3, rtol=1e-6)
 
 
@@ -164,13 +164,13 @@ def test_labels_are_soft_in_the_halves_whose_background_is(look, soften_normal):
                     normal_gt_score_threshold=0.5, pseudo_score_threshold=1.0)  # fmt: skip
     normal, mixed = losses(calls)
     boxes = jnp.concatenate([BATCH.normal.boxes, BATCH.strong.boxes], axis=1)
-    said = mixed["say"](0, boxes)
+    said = mixed["ask_teacher"](0, boxes)
     assert metrics["teacher/label_share"] == metrics["teacher/box_share"] == 0.25
     np.testing.assert_allclose(said.label_share, [[0.25, 0.25]])
-    assert (normal["say"] is not None) == soften_normal
+    assert (normal["ask_teacher"] is not None) == soften_normal
     if soften_normal:  # there the human box, rated 1/3, is no target
         assert normal["targets"].valid.tolist() == [[False, False]]
-        np.testing.assert_allclose(normal["say"](0, boxes).label_share, [[0, 0.25]])
+        np.testing.assert_allclose(normal["ask_teacher"](0, boxes).label_share, [[0, 0.25]])
 
 
 def test_what_the_mixed_half_leaves_out_is_in_the_students_view(monkeypatch, look):
@@ -181,7 +181,7 @@ def test_what_the_mixed_half_leaves_out_is_in_the_students_view(monkeypatch, loo
     calls, _ = look(label_share=0.25, gt_score_threshold=0.5, pseudo_score_threshold=1.0)
     _, mixed = losses(calls)
     boxes = jnp.concatenate([BATCH.weak.boxes, strong.boxes], axis=1)
-    np.testing.assert_allclose(mixed["say"](0, boxes).label_share, [[0.25, 0]])
+    np.testing.assert_allclose(mixed["ask_teacher"](0, boxes).label_share, [[0.25, 0]])
 
 
 @pytest.mark.parametrize("half", ["mixed", "normal"])
