@@ -218,13 +218,13 @@ def judge(asked: ConfigDict, checkpoint_path: str, clean_path: str, images: int)
     def teach(batch: Batch) -> stepping.TeacherOutput:
         batch = pixels.normalise(batch, config.data.mean, config.data.std)
         assert batch.weak is not None and batch.strong is not None  # as start_step is 0
-        look = teaching.look(model, params, batch.weak, batch.strong)
-        again = None
+        mixed = teaching.look(model, params, batch.weak, batch.strong)
+        normal = None
         if judging.needs_normal(method):
-            again = teaching.look(model, params, batch.normal, batch.normal)
-        criteria = judging.of_step(model, params, look, again, method, lambda counts: counts)
+            normal = teaching.look(model, params, batch.normal, batch.normal)
+        criteria = judging.of_step(model, params, mixed, normal, method, lambda counts: counts)
         output, _ = stepping.teach(
-            model, params, look, batch.strong, method, criteria,
+            model, params, mixed, batch.strong, method, criteria,
             hard=method.gt_score_threshold, soften=False,
         )  # fmt: skip
         return output

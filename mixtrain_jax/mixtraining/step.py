@@ -92,19 +92,21 @@ def gradients(
     if batch.weak is not None and batch.strong is not None:
         drop_path = config.teacher_drop_path
         keys = image_keys(jax.random.fold_in(key, 1), batch.weak) if drop_path else None
-        look = teaching.look(model, teacher, batch.weak, batch.strong, keys)
-        again = None
+        mixed_look = teaching.look(model, teacher, batch.weak, batch.strong, keys)
+        normal_look = None
         if judging.needs_normal(config):
-            again = teaching.look(model, teacher, batch.normal, batch.normal)
-        criteria = judging.of_step(model, teacher, look, again, config, sum_over_devices)
+            normal_look = teaching.look(model, teacher, batch.normal, batch.normal)
+        criteria = judging.of_step(
+            model, teacher, mixed_look, normal_look, config, sum_over_devices
+        )
         output, mixed = teach(
-            model, teacher, look, batch.strong, config, criteria,
+            model, teacher, mixed_look, batch.strong, config, criteria,
             hard=config.gt_score_threshold, soften=config.soft_background,
         )  # fmt: skip
         of_normal: Metrics = {}
-        if again is not None:
+        if normal_look is not None:
             normal, of_normal = normal_half(
-                model, teacher, again, config, criteria, sum_over_devices
+                model, teacher, normal_look, config, criteria, sum_over_devices
             )
         teacher_metrics = of_normal | measuring.of_criteria(criteria) | measuring.of_teacher(
             output.human, output.ratings, output.found, output.exact, output.assignment,

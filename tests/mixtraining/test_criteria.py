@@ -59,6 +59,15 @@ def test_threshold_by_count_finds_at_most_a_share_of_what_people_drew(detector):
     assert least_score(config(auto_count=0.5), view([], [])) == 0.96
 
 
+@pytest.mark.parametrize("mend_normal", [True, False])
+def test_the_normal_half_counts_for_the_threshold_where_it_is_mended(detector, mend_normal):
+    detector["upright"] = detections([[0, 0, 4, 4]], [0], [0.9])
+    both = looks(view([], []), view([[0, 0, 4, 4]] * 2, [0] * 2))
+    fields = dict(auto_count=1.0, balance_classes=True, mend_normal=mend_normal)
+    made = judging.of_step(SimpleNamespace(num_classes=2), None, *both, config(**fields), one)
+    assert (made.least_score < 0.9) == mend_normal  # two are found; none is drawn in the mixed half
+
+
 def test_threshold_by_count_is_of_balanced_scores(detector):
     detector["upright"] = detections([[0, 0, 4, 4]] * 2, [0, 1], [0.5, 0.4])
     seen, balance = looks(view([[0, 0, 4, 4]], [0])), jnp.array([0.5, 2.0])
