@@ -59,8 +59,8 @@ class Batch:
     Attributes:
       normal: the half trained on human boxes as they are.
       weak: the mixed half as the teacher sees it; None in plain training.
-      strong: the same images, in the same order, as the student sees them; None in plain
-        training.
+      strong: the same images and boxes, in the same order, as the student sees them: box k is one
+        object in both views, though a view can cut it away; None in plain training.
     """
 
     normal: View
@@ -70,13 +70,13 @@ class Batch:
 
 @flax.struct.dataclass
 class Detections:
-    """At most K detections in each of B images, best first.
+    """At most K detections in each of B images, best first as the detector scores them.
 
     Attributes:
       boxes: [B, K, 4] float32 in pixels.
       scores: [B, K] float32 in [0, 1].
       labels: [B, K] int32 class.
-      valid: [B, K] bool, False for padding.
+      valid: [B, K] bool, False for padding, and for what does not count.
     """
 
     boxes: Array

@@ -80,18 +80,17 @@ def train(
     fresh = partial(create_state, optimizer)
     shapes = jax.eval_shape(lambda: fresh(detector.init(model, config.seed)))
     announce.before(config, train_set, val_set, shapes, machine.look(), workdir)
-    restored = checkpoints.restore_latest(shapes, {"categories": meta["categories"]})
-    if restored is None:
-        start = 0
+
+    def begin() -> TrainState:
         if not from_scratch:
             warm_start.require_weights(config)
-        first = fresh(
-            warm_start.initial_parameters(
-                model, config.seed, config.init_from, train_set.categories, config
-            )
+        weights = warm_start.initial_parameters(
+            model, config.seed, config.init_from, train_set.categories, config
         )
-    else:
-        first, start, _ = restored
+        return fresh(weights)
+
+    restored = checkpoints.restore_latest(shapes, {"categories": meta["categories"]})
+    first, start, _ = (begin(), 0, None) if restored is None else restored
     agreement.check(config, train_set, val_set, start, first)
     state: TrainState = parallel.replicate(first)
     del first, restored  # a whole state on the host
