@@ -294,6 +294,18 @@ def test_categories_are_compared_by_name_in_label_order():
         check("cat", "dog", "cow", "sheep")
 
 
+@pytest.mark.parametrize(
+    ("asked", "trained", "expected"),
+    [("auto", "stored", "stored"), ("auto", "auto", "auto"), ("upright", "stored", "upright")],
+)
+def test_images_are_turned_as_those_of_training(unnamed, asked, trained, expected):
+    weights = detect.read_weights(str(unnamed), "student")
+    weights = weights._replace(meta={"config": {"data": {"exif": trained}}})
+    config = small.config()
+    config.data.exif = asked
+    assert predict.settle(config, weights)[0].data.exif == expected
+
+
 def test_several_processes_are_refused(monkeypatch):
     """All of them would write the same files."""
     monkeypatch.setattr("mixtrain_jax.runtime.parallel.start", lambda: None)

@@ -22,6 +22,16 @@ def turned(folder, declared, count=12):
     return data_of(folder, [("exif", "upright")])
 
 
+@pytest.mark.parametrize("drawn", ["stored", "upright"])
+def test_what_train_tells_of_turned_images_is_kept_for_those_without_labels(tmp_path, drawn):
+    cases.coco(tmp_path)
+    cases.turned((5, 6, 7, 8), drawn, drawn)(tmp_path)
+    config = load.load("quickstart", own_data.of_folder(str(tmp_path), {}))
+    train = load_dataset(config.data, "train")
+    kept = resolve(config, train=train).data.exif
+    assert kept == ("stored" if drawn == "stored" else "auto")
+
+
 def test_turned_images_beyond_those_looked_at_have_their_sizes_too(tmp_path, monkeypatch):
     monkeypatch.setattr(headers, "LOOKED_AT", 3)
     found = load_dataset(turned(tmp_path, "stored"), "train")
