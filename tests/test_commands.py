@@ -118,6 +118,7 @@ def flags(shapes, workdir, **more):
         output=None,
         split="val",
         page=False,
+        data=None,
     )
     processes = dict.fromkeys(["coordinator", "processes", "process"])
     return argparse.Namespace(**values | processes | more)
@@ -163,6 +164,23 @@ def test_the_test_split_is_evaluated_like_val(finished, shapes, tmp_path):
     assert shown == pytest.approx(metrics["AP50"], abs=6e-4)
     with pytest.raises(UserError, match=r"there is no test split: set config.data.test"):
         evaluate.main(flags(shapes, finished, split="test"))
+
+
+@pytest.mark.parametrize("given", ["folder", "file"])
+def test_scores_of_other_data_are_beside_those_of_the_runs_own(monkeypatch, tmp_path, given):
+    written = []
+    monkeypatch.setattr("mixtrain_jax.evaluation.detect.read_weights", lambda *_: None)
+    monkeypatch.setattr(
+        "mixtrain_jax.evaluation.evaluate.evaluate", lambda *given: written.append(given[2])
+    )
+    (tmp_path / "wheat.v2").mkdir()
+    (tmp_path / "wheat.v2" / "data.yaml").touch()
+    place = tmp_path / "wheat.v2" / ("data.yaml" if given == "file" else "")
+    for data in (None, str(place)):
+        evaluate.main(flags(tmp_path, tmp_path / "run", data=data))
+    own, other = written
+    assert own == tmp_path / "run" / "detections.json"
+    assert other == tmp_path / "run" / "on_wheat.v2" / "detections.json"
 
 
 def test_detections_do_not_depend_on_batch_size_or_bucket(finished, shapes, tmp_path):
