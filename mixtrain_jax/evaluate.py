@@ -7,7 +7,7 @@ detections in COCO's results format (--output, default detections.json in the wo
 current directory where only --checkpoint is given). --split=test writes metrics_test.json and
 detections_test.json. --page writes errors.html (errors_test.html) beside them: what kinds of errors
 cost how much, the best threshold of each class, and the worst images. The config is the run's own,
-or --config; --data=FOLDER takes other data, and writes to on_NAME in the workdir.
+or --config; --data=FOLDER takes other data, and writes to on_PARENT_FOLDER in the workdir.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def main(flags: argparse.Namespace) -> None:
     folder = epath.Path(flags.workdir or ".")
     if flags.data:  # the figures of the run's own data stay
         place = epath.Path(flags.data).absolute()
-        folder /= f"on_{place.parent.name if place.is_file() else place.name}"
+        folder /= f"on_{place.parent.name}_{place.stem if place.is_file() else place.name}"
     output = epath.Path(flags.output or folder / name)
     with parallel.abort_all_on_error(), memory_in_one_line(detect.LESS_MEMORY):
         if flags.page:
@@ -59,7 +59,8 @@ def parse() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output",
         help="file for the detections, metrics.json is written beside it; default detections.json "
-        "in the workdir, without --workdir in the current directory; with --data in on_NAME there",
+        "in the workdir, without --workdir in the current directory, with --data in "
+        "on_PARENT_FOLDER there",
     )
     parser.add_argument(
         "--split", default="val", choices=("val", "test"), help="which split (default val)"

@@ -110,20 +110,24 @@ def test_folds_are_trained_without_what_they_judge(run, monkeypatch):
 
 @pytest.mark.parametrize("images", ["own", "others"])
 def test_folds_that_start_from_weights_that_saw_the_images_are_not_out_of_fold(
-    run, monkeypatch, caplog, images
+    run, tmp_path, monkeypatch, caplog, images
 ):
     config, workdir = run
     asked = configs.override_all(config, {"init_from": str(workdir)})
     if images == "others":
-        asked.data.train.images = str(workdir)
+        other = tmp_path / "others"
+        shutil.copytree(asked.data.train.images, other)
+        asked.data.train.images = str(other)
     assert folds.started_on_the_same_images(asked) == (images == "own")
     assert not folds.started_on_the_same_images(config)
+    gone = configs.override_all(config, {"init_from": str(tmp_path / "gone")})
+    assert not folds.started_on_the_same_images(gone)
     told = {}
     monkeypatch.setattr(folds, "judges", lambda *_: [])
     monkeypatch.setattr(folds, "load_dataset", lambda *_: None)
     monkeypatch.setattr(folds, "audit", lambda *_, **fields: told.update(fields))
     folds.audit_split(asked, "", workdir, workdir, split="train", folds=2, threshold=0.5)
-    assert told["seen"] == ("in sample" if images == "own" else "out of fold")
+    assert told["seen"] == ("by its first weights" if images == "own" else "out of fold")
     assert ("have seen what they judge" in caplog.text) == (images == "own")
 
 

@@ -180,7 +180,8 @@ def test_scores_of_other_data_are_beside_those_of_the_runs_own(monkeypatch, tmp_
         evaluate.main(flags(tmp_path, tmp_path / "run", data=data))
     own, other = written
     assert own == tmp_path / "run" / "detections.json"
-    assert other == tmp_path / "run" / "on_wheat.v2" / "detections.json"
+    name = f"{tmp_path.name}_wheat.v2" if given == "folder" else "wheat.v2_data"
+    assert other == tmp_path / "run" / f"on_{name}" / "detections.json"
 
 
 def test_detections_do_not_depend_on_batch_size_or_bucket(finished, shapes, tmp_path):
@@ -225,7 +226,8 @@ def test_init_from_takes_what_fits_and_says_what_not(finished, shapes, tmp_path,
     params = warm_start.initial_parameters(model, seed=0, init_from=str(finished))
     said = capsys.readouterr().out
     assert "as initialised: roi_head/head0/logits\n" in said
-    loaded, _ = checkpoint.load_weights(finished)
+    loaded, meta = checkpoint.load_weights(finished)
+    assert meta["exif"] == "auto"  # nothing is turned; how images without labels are read, too
     np.testing.assert_array_equal(
         params["backbone"]["stem"]["conv"]["kernel"], loaded["backbone"]["stem"]["conv"]["kernel"]
     )

@@ -116,7 +116,9 @@ def test_yolo_files_do_not_take_the_place_of_peoples_labels(tmp_path):
     with pytest.raises(UserError, match=r"a.txt is there and would be overwritten"):
         result_files.keep_labels(output, stems, "yolo")
     result_files.keep_labels(output, stems, "coco")
-    (tmp_path / "detections.json").write_text("[]")  # they are of an earlier call
+    (tmp_path / "labels" / "a.txt").unlink()
+    result_files.write(output, [], stems, CATEGORIES, "yolo")
+    (tmp_path / "labels" / "a.txt").touch()  # of an earlier call
     result_files.keep_labels(output, stems, "yolo")
 
 
@@ -300,7 +302,7 @@ def test_categories_are_compared_by_name_in_label_order():
 )
 def test_images_are_turned_as_those_of_training(unnamed, asked, trained, expected):
     weights = detect.read_weights(str(unnamed), "student")
-    weights = weights._replace(meta={"config": {"data": {"exif": trained}}})
+    weights = weights._replace(meta={"exif": trained})
     config = small.config()
     config.data.exif = asked
     assert predict.settle(config, weights)[0].data.exif == expected

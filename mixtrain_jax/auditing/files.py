@@ -12,7 +12,8 @@ The keys are the findings' ids, and the fingerprint is that of the audit they we
     data          {"annotations": file, "images": count, "human_boxes": count, "unreadable": number
                   of images that were not audited}
     model         {"source": checkpoint, "level": what the ranking knew, "seen": "out of fold",
-                  "in sample" or "unknown", "doubt": why it should not be believed, or ""}
+                  "by its first weights", "in sample" or "unknown", "doubt": why it should not be
+                  believed, or ""}
     categories    [{"id", "name"}] in label order
     threshold     findings from this score on are in `corrected.json`
     applied       how many those are

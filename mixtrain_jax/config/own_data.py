@@ -6,7 +6,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mixtrain_jax.data.sources import file_names, layout
+from mixtrain_jax.config import load, recipes
+from mixtrain_jax.data.sources import layout
+from mixtrain_jax.data.sources.load import share_images
+from mixtrain_jax.errors import UserError
 from mixtrain_jax.runtime import storage
 
 _VAL = ("data.val.annotations", "data.val.images", "data.val.list", "data.val.split")
@@ -19,8 +22,8 @@ def of_folder(folder: str, explicit: Mapping[str, str], run: Any = None) -> dict
       folder: what --data names.
       explicit: fields set by flags of their own.
       run: `config.data` of a run that is to look at the folder. Its classes are kept where the
-        folder shows some of them, and of a folder with one split whose images the run was not
-        trained on every split is the whole: nothing is set apart.
+        folder shows some of them, and of a folder with one split, none of whose images the run was
+        trained on, every split is the whole: nothing is set apart.
 
     Raises:
       UserError: no data set is found there.
@@ -30,10 +33,7 @@ def of_folder(folder: str, explicit: Mapping[str, str], run: Any = None) -> dict
     if run is not None:
         if _shows_some(there, run.classes):
             found["data.classes"] = repr(tuple(run.classes))
-        if len(there.parts) == 1 and not file_names.are_those_of(
-            images_of(run.train),
-            images_of({f: found[f"data.train.{f}"] for f in ("images", "annotations")}),
-        ):
+        if len(there.parts) == 1 and not _trained_on(run, found):
             found["data.val_share"] = "0"
             whole = {name: found[name] for name in found if name.startswith("data.train.")}
             for split in ("val", "test"):
@@ -54,9 +54,23 @@ def _shows_some(there: layout.Layout, classes: Sequence[str]) -> bool:
     return bool(shown) and set(shown) <= set(classes)
 
 
-def images_of(part: Mapping[str, Any]) -> str:
-    """The folder of a split's images; where it has no field of its own, that of the annotations."""
-    return part["images"] or os.path.dirname(part["annotations"])
+def _trained_on(run: Any, found: Mapping[str, str]) -> bool:
+    """Whether a run was trained on images of a folder, be it with other labels.
+
+    Where the labels that it was trained on are gone, the paths tell.
+    """
+    data = load.override_all(recipes.base(), {**found, "data.val_share": "0"}).data
+    try:
+        return share_images(run, data)
+    except UserError:
+        fields = ("annotations", "images")
+        return all(_same(data.train[field], run.train[field]) for field in fields)
+
+
+def _same(first: str, second: str) -> bool:
+    if not first or not second:
+        return first == second
+    return os.path.realpath(first) == os.path.realpath(second)
 
 
 def without_val(config: ConfigDict, overrides: Mapping[str, str]) -> dict[str, str]:

@@ -28,7 +28,7 @@ def resolve(
 ) -> FrozenConfigDict:
     """Returns a config with nothing left open.
 
-    Filled in are the number of classes, the white of deep images, how turned ones are read, the
+    Filled in are the number of classes, the white of deep images, the
     length of training in steps, the steps at which the learning rate falls and MixTraining starts,
     the images of a batch of an evaluation, and the buckets; of val for images nobody has seen yet
     where there is no val set. Without a training set, only what detection needs is filled in.
@@ -49,8 +49,6 @@ def resolve(
     if train is not None:
         result.update(_length(config, len(train)))
         result.data.white = as_train_reads(config.data, train).white
-        if train.reading.exif == "stored":  # told by the labels: images without any are read alike
-            result.data.exif = "stored"
         result.data.train.buckets = buckets.for_training(
             train.sizes, config.data.train, result.steps
         )

@@ -60,7 +60,8 @@ def audit(
       judges: detectors that look at disjoint images, at all of the data set together.
       output: directory for audit.json, corrected.json and the page.
       split: of the config's data that the labels are, "train" or "val".
-      seen: "in sample" where the detectors were trained on these images, "out of fold" where not.
+      seen: "in sample" where the detectors were trained on these images, "out of fold" where not,
+        "by its first weights" where only the weights were that they started from.
       threshold: findings from this score on are applied in corrected.json.
       dump: write looks.npz, too: all that the detectors see.
 
@@ -181,7 +182,7 @@ def _write_dump(
     output: epath.Path,
 ) -> None:
     fold = np.full(len(dataset), -1, np.int32)
-    if seen == "out of fold":
+    if len(judges) > 1:
         for number, judge in enumerate(judges):
             fold[judge.rows] = number
     content = Dump(

@@ -143,8 +143,7 @@ def settle(asked: ConfigDict, weights: Weights) -> tuple[Any, list[dict[str, Any
       UserError: the weights are no detector's, or another model's.
     """
     categories = name_classes(class_count(weights), weights.meta, asked.data)
-    trained = weights.meta.get("config", {}).get("data", {})
-    if asked.data.exif == "auto" and trained.get("exif") == "stored":
+    if asked.data.exif == "auto" and weights.meta.get("exif") == "stored":
         asked = load.override_all(asked, {"data.exif": "stored"})
         parallel.say("images are not turned as EXIF asks: those it was trained on are not either")
     config = resolve(asked, classes=len(categories))

@@ -13,6 +13,7 @@ from mixtrain_jax.runtime import storage
 REPORT = "detections.json"
 COCO = "detections_coco.json"
 CLASSES = "classes.txt"
+MARK = ".predicted"  # in a folder of label files: they are a report's and no people's
 FORMATS = ("json", "coco", "yolo")
 
 
@@ -63,6 +64,7 @@ def write(
         return [output / REPORT, output / COCO]
     if form == "yolo":
         names = "".join(f"{category['name']}\n" for category in categories)
+        storage.write(output / "labels" / MARK, b"")
         storage.write(output / CLASSES, names.encode())
         for each in found:
             storage.write(_label_file(output, stems[each.path]), yolo(each).encode())
@@ -74,11 +76,11 @@ def keep_labels(output: epath.Path, stems: Mapping[str, str], form: str) -> None
     """Raises UserError where YOLO's files would take the place of files that are no report's.
 
     Args:
-      output: directory of the report; an earlier one there has detections.json and is replaced.
+      output: directory of the report; an earlier one there, which is marked, is replaced.
       stems: by path of an image, its name for YOLO's label files.
       form: one of FORMATS.
     """
-    if form != "yolo" or storage.exists(output / REPORT):
+    if form != "yolo" or storage.exists(output / "labels" / MARK):
         return
     for path in (output / CLASSES, *(_label_file(output, stem) for stem in stems.values())):
         if storage.exists(path):

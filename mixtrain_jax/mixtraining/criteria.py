@@ -60,7 +60,8 @@ def of_step(
     Args:
       model: the detector.
       teacher: its parameters.
-      mixed: its look at this device's mixed half.
+      mixed: its look at this device's mixed half, with stochastic depth where its own boxes are
+        found so.
       normal: its look at the normal half; None: nothing here or in the losses asks for one.
       config: `config.mixtraining`.
       sum_over_devices: sums arrays over all devices.
@@ -144,9 +145,9 @@ def class_balance(looks: Sequence[Look], classes: int, sum_over_devices: SumOver
     that class's share of the human boxes. Detections are counted and not what the teacher says of
     human boxes: of a box where no object is it can say a class that it never finds. One box more of
     every class is counted as drawn and as found, the latter as often as its factor says: so no
-    factor is infinite, and that of a class that is rare in the step is near 1. A teacher that
-    learns from its own judgement can else forget the classes it is least sure of (compare
-    ReMixMatch's distribution alignment, arXiv 1911.09785).
+    factor is infinite, and that of a class that is rarely drawn and found in the step is near 1. A
+    teacher that learns from its own judgement can else forget the classes it is least sure of
+    (compare ReMixMatch's distribution alignment, arXiv 1911.09785).
 
     Args:
       looks: the teacher's looks at this device's images.

@@ -191,8 +191,9 @@ def opinions(
     a share of the labels this is the soft background: how much RoIs look like background. Beyond
     the paper, with one, labels are soft (the soft bootstrapping of Reed et al., arXiv 1412.6596):
     class targets are so much of the label, and for the rest what the teacher says. RoIs that
-    overlap another box more than any that people drew are the teacher's alone, as nobody else says
-    what is there: a label made of its own judgement would only make it surer.
+    overlap another box by IoU of at least 0.5, and more than any that people drew, are the
+    teacher's alone, as nobody else says what is there: a label made of its own judgement would only
+    make it surer.
 
     Args:
       model: the detector.
@@ -201,7 +202,7 @@ def opinions(
       label_share: [] float32, of the labels in class targets; None: the soft background.
       people: N human boxes an image in pixels of the strong view; valid where they are targets.
       others: M boxes an image in the same pixels; valid where they are pseudo boxes that are
-        targets, or human ones that are not.
+        targets, or human ones that are left out.
     """
 
     def most(rois: Array, those: Targets) -> Array:

@@ -16,6 +16,9 @@ NOTES = {
     "in sample": "These images were used to train the model that judges them, so it has seen the "
     "errors too: findings are fewer, and scores are less sure. --folds=2 audits each image by a "
     "model that has not seen it.",
+    "by its first weights": "Each image is judged by a model that was trained without it, but from "
+    "weights (config.init_from) that were trained on it: findings are fewer, and scores are less "
+    "sure. Weights that have not seen these images mend that.",
     "unknown": "It is not known whether the model that judges these images was trained on them.",
 }
 

@@ -91,6 +91,18 @@ def names(path: epath.PathLike) -> list[str]:
         return []
 
 
+def files_below(path: epath.PathLike) -> list[str]:
+    """The paths below a folder of a bucket of all files in it, sorted, with forward slashes.
+
+    Raises:
+      StorageError: the folder cannot be read.
+    """
+    store = _object_store(path)
+    root = store._strip_protocol(os.fspath(path)).rstrip("/") + "/"
+    found = attempt("list", path, lambda: store.find(root))
+    return sorted(key[len(root) :] for key in found if not key.endswith("/"))
+
+
 def read(path: epath.PathLike) -> bytes:
     """The content of a file.
 

@@ -10,10 +10,9 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from mixtrain_jax.config import load, own_data
-from mixtrain_jax.data.sources import file_names
+from mixtrain_jax.config import load
 from mixtrain_jax.data.sources.dataset import Dataset
-from mixtrain_jax.data.sources.load import load_dataset, read_annotations
+from mixtrain_jax.data.sources.load import load_dataset, read_annotations, share_images
 from mixtrain_jax.errors import STOPPED, UserError, memory_in_one_line
 from mixtrain_jax.evaluation.audit import Judge, audit
 from mixtrain_jax.runtime import checkpoint, hosts, parallel, signals, storage
@@ -63,18 +62,18 @@ def audit_split(
     if folds and split != "train":
         raise UserError(f"--folds={folds}: no detector is trained on {split}; leave --folds out")
     dataset = load_dataset(asked.data, split)
-    with stoppable(in_program) as stop:
-        found = judges(asked, dataset, source, workdir, split, folds, stop)
-    if found is None:
-        return None
     seen = "in sample" if split == "train" and not folds else "out of fold"
     if folds and started_on_the_same_images(asked):
-        seen = "in sample"
+        seen = "by its first weights"
         logging.warning(
             "config.init_from=%s was trained on these images, so the folds start from weights that "
             "have seen what they judge; --config.init_from=... names others",
             asked.init_from,
         )
+    with stoppable(in_program) as stop:
+        found = judges(asked, dataset, source, workdir, split, folds, stop)
+    if found is None:
+        return None
     hosts.allow(0)  # what follows tells no steps
     return audit(
         asked, dataset, found, output, split=split, seen=seen, threshold=threshold, dump=dump
@@ -82,14 +81,18 @@ def audit_split(
 
 
 def started_on_the_same_images(asked: ConfigDict) -> bool:
-    """Whether the weights that a run starts from were trained on the images of its train split."""
+    """Whether the weights that a run starts from were trained on images of its train split.
+
+    False where it cannot be told: weights of no run, and weights or labels that are gone.
+    """
     if not asked.init_from:
         return False
-    _, meta = checkpoint.load_weights(asked.init_from)
-    theirs = meta.get("config", {}).get("data", {}).get("train")
-    return theirs is not None and file_names.are_those_of(
-        own_data.images_of(theirs), own_data.images_of(asked.data.train)
-    )
+    try:
+        _, meta = checkpoint.load_weights(asked.init_from)
+        data = meta.get("config", {}).get("data")
+        return data is not None and share_images(ConfigDict(data), asked.data)
+    except UserError:
+        return False
 
 
 def judges(

@@ -73,7 +73,11 @@ def train(
     optimizer = make_optimizer(config.optimizer, config.model.backbone, config.steps)
     rate = make_schedule(config.optimizer, config.steps)
     checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint.keep)
-    meta = {"categories": train_set.categories, "config": config.to_dict()}
+    meta = {
+        "categories": train_set.categories,
+        "config": config.to_dict(),
+        "exif": train_set.reading.exif,  # as its labels have it; other images are read alike
+    }
 
     labels = agreement.labels_of(train_set)
     restart.check(workdir, asked, config, checkpoints.newest_step(), allow_changes, labels)

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -241,6 +242,7 @@ def test_better_labels_of_the_same_images_are_known_as_what_a_run_was_trained_on
     links.mkdir(parents=True)
     for path in (there / "images").iterdir():
         (links / path.name).symlink_to(path)
+    shutil.copytree(there / "labels", tmp_path / "accepted" / "labels" / "train")
     (tmp_path / "accepted" / "data.yaml").write_text("train: images/train\nnames: [cat, dog]\n")
     changes = own_data.of_folder(str(tmp_path / "accepted"), {})
     run_data = load.load("quickstart", changes).data
@@ -251,6 +253,60 @@ def test_better_labels_of_the_same_images_are_known_as_what_a_run_was_trained_on
         path.touch()  # other images
     found = own_data.of_folder(str(there), {}, run_data)
     assert found["data.val_share"] == "0"
+
+
+def test_another_split_in_the_folder_of_the_images_is_scored_whole(tmp_path, run):
+    """One folder of images and a file for each split; and a yaml for each of two sets."""
+    coco_one_file(tmp_path / "set")
+    first = next((tmp_path / "set").glob("*.json"))
+    content = json.loads(first.read_text())
+    half = len(content["images"]) // 2
+    for name, images in (("train", content["images"][:half]), ("more", content["images"][half:])):
+        ids = {image["id"] for image in images}
+        boxes = [each for each in content["annotations"] if each["image_id"] in ids]
+        part = content | {"images": images, "annotations": boxes}
+        (tmp_path / "set" / f"{name}.json").write_text(json.dumps(part))
+    first.unlink()
+    workdir = run((), tmp_path / "set" / "train.json")
+    for name, share in (("more", "0"), ("train", "0.2")):
+        path = str(tmp_path / "set" / f"{name}.json")
+        run_data = saved.read(workdir).asked.data
+        assert own_data.of_folder(path, {}, run_data)["data.val_share"] == share
+
+    for name in ("a", "b"):
+        yolo(tmp_path / name / "labels/0.txt", tmp_path / name / "images/0.jpg", 0)
+        (tmp_path / f"{name}.yaml").write_text(f"train: {name}/images\nnames: [cat, dog]\n")
+    run_data = load.load("quickstart", own_data.of_folder(str(tmp_path / "a.yaml"), {})).data
+    for name, share in (("a", "0.2"), ("b", "0")):
+        found = own_data.of_folder(str(tmp_path / f"{name}.yaml"), {}, run_data)
+        assert found["data.val_share"] == share
+
+
+def test_where_a_runs_labels_are_gone_the_paths_tell(tmp_path, monkeypatch):
+    coco_one_file(tmp_path / "own")
+    run_data = load.load("quickstart", own_data.of_folder(str(tmp_path / "own"), {})).data
+
+    def gone(*_):
+        raise UserError("no such file")
+
+    monkeypatch.setattr(own_data, "share_images", gone)
+    monkeypatch.chdir(tmp_path)
+    assert own_data.of_folder("own", {}, run_data)["data.val_share"] == "0.2"
+    coco_one_file(tmp_path / "other")
+    assert own_data.of_folder("other", {}, run_data)["data.val_share"] == "0"
+
+
+def test_folders_of_buckets_are_looked_through():
+    fsspec = pytest.importorskip("fsspec")
+    store = fsspec.filesystem("memory")
+    for name in ("0.jpg", "b/1.jpg", ".hidden/2.jpg", "run/config.json", "run/checkpoints/4/x",
+                 "run/pictures/1.png"):  # fmt: skip
+        store.pipe_file(f"/bucket/set/{name}", b"")
+    try:
+        for folder in ("memory://bucket/set", "memory://bucket/set/"):
+            assert list(file_names.walk(folder)) == ["0.jpg", "b/1.jpg"]
+    finally:
+        store.rm("/bucket", recursive=True)
 
 
 def test_pose_labels_are_boxes_with_points_after_them(tmp_path):

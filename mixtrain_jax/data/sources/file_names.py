@@ -130,12 +130,15 @@ def walk(folder: str, most: int = 2_000_000) -> Iterable[str]:
 
     Hidden ones are passed over, and folders in it that hold a run, an audit or a check.
     """
-    if "://" in folder:
-        root = epath.Path(folder)
-        for path in root.rglob("*"):
-            below = os.fspath(path)[len(os.fspath(root).rstrip("/")) + 1 :]
-            if not any(map(_is_hidden, below.split("/"))):
-                yield below
+    if not storage.is_local(folder):
+        found = storage.files_below(folder)
+        ours = _ours(found)
+        for path in found:
+            parts = path.split("/")
+            if not any(map(_is_hidden, parts)) and not any(
+                "/".join(parts[:depth]) in ours for depth in range(1, len(parts))
+            ):
+                yield path
         return
     for parent, folders, files in os.walk(folder, followlinks=True):
         if parent != folder and any(ours <= {*folders, *files} for ours in OURS):
@@ -155,13 +158,14 @@ def walk(folder: str, most: int = 2_000_000) -> Iterable[str]:
                 yield name if below == "." else f"{below}/{name}"
 
 
-def are_those_of(folder: str, other: str) -> bool:
-    """Whether the images of a folder are in another one, itself or by links: the first tells."""
-    first = next((path for path in walk(folder) if suffix(path) in SUFFIXES), None)
-    if first is None or "://" in f"{folder} {other}":
-        return folder == other
-    image, place = os.path.realpath(os.path.join(folder, first)), os.path.realpath(other)
-    return os.path.commonpath([image, place]) == place
+def _ours(paths: Sequence[str]) -> set[str]:
+    """The folders below a root that hold what is written here, by the files below the root."""
+    held: dict[str, set[str]] = {}
+    for path in paths:
+        parts = path.split("/")
+        for depth in range(1, len(parts)):
+            held.setdefault("/".join(parts[:depth]), set()).add(parts[depth])
+    return {folder for folder, names in held.items() if any(ours <= names for ours in OURS)}
 
 
 def _is_hidden(name: str) -> bool:

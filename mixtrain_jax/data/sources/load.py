@@ -1,5 +1,6 @@
 """Where a data set comes from, as the config says: a new source is one file and one line here."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -115,6 +116,20 @@ def read_annotations(config: Any, split: str) -> Annotations:
         if count > 1:
             table = table.take(np.flatnonzero(parts(table.image_ids, count, table.files) != part))
     return table
+
+
+def share_images(first: Any, second: Any) -> bool:
+    """Whether the train splits of two `config.data` have image files in common, or links to them.
+
+    Raises:
+      UserError: the labels of one cannot be read.
+    """
+    files = [
+        {os.path.realpath(path) for path in read_annotations(config, "train").paths}
+        for config in (first, second)
+        if not config.source.startswith("tfds:")
+    ]
+    return len(files) == 2 and not files[0].isdisjoint(files[1])
 
 
 def has_split(config: Any, split: str) -> bool:
