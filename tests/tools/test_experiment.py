@@ -146,13 +146,15 @@ def test_all_arms_start_from_the_same_weights_of_other_images(tmp_path, monkeypa
 
     def train(module, arguments, name):
         runs.append(arguments)
-        (tmp_path / "runs" / name / "checkpoints" / suite.settings["steps"]).mkdir(parents=True)
+        (tmp_path / "runs" / name / "checkpoints" / "2400").mkdir(parents=True)
 
     monkeypatch.setattr(made, "_run", train)
     flags = [made.flags(arm, seed) for arm in (suites.PLAIN, suites.FULL_AUTO) for seed in (0, 1)]
     assert {each["init_from"] for each in flags} == {str(tmp_path / "runs" / "first")}
     (arguments,) = runs
     assert f"--config.data.train.annotations={tmp_path / 'first' / 'objects.json'}" in arguments
+    assert "--config.steps=2400" in arguments  # however long the arms are trained
+    assert flags[0]["steps"] == suite.settings["steps"] != "2400"
     content = json.loads((tmp_path / "first" / "objects.json").read_text())
     assert [category["name"] for category in content["categories"]] == ["object"]
     assert {entry["category_id"] for entry in content["annotations"]} == {1}
