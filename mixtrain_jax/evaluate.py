@@ -31,17 +31,16 @@ def main(flags: argparse.Namespace) -> None:
 
     from mixtrain_jax import process
     from mixtrain_jax.evaluation import detect, error_page
-    from mixtrain_jax.evaluation.evaluate import evaluate
+    from mixtrain_jax.evaluation.evaluate import evaluate, suffix
     from mixtrain_jax.runtime import parallel
 
     process.prepare(flags.config, alone=flags.coordinator is None)
     parallel.start(flags.coordinator, flags.processes, flags.process)
-    name = "detections.json" if flags.split == "val" else f"detections_{flags.split}.json"
     folder = epath.Path(flags.workdir or ".")
     if flags.data:  # the figures of the run's own data stay
         place = epath.Path(flags.data).absolute()
         folder /= f"on_{place.parent.name}_{place.stem if place.is_file() else place.name}"
-    output = epath.Path(flags.output or folder / name)
+    output = epath.Path(flags.output or folder / f"detections{suffix(flags.split)}.json")
     with parallel.abort_all_on_error(), memory_in_one_line(detect.LESS_MEMORY):
         if flags.page:
             error_page.require()

@@ -32,7 +32,6 @@ from mixtrain_jax.errors import UserError
 from mixtrain_jax.evaluation import detect
 from mixtrain_jax.mixtraining import criteria as judging
 from mixtrain_jax.mixtraining import step as stepping
-from mixtrain_jax.mixtraining import teacher as teaching
 from mixtrain_jax.mixtraining.targets import BoxAssignment
 from mixtrain_jax.models import detector, pixels
 from mixtrain_jax.ops import boxes as box_ops
@@ -217,11 +216,8 @@ def judge(asked: ConfigDict, checkpoint_path: str, clean_path: str, images: int)
     @jax.jit
     def teach(batch: Batch) -> stepping.TeacherOutput:
         batch = pixels.normalise(batch, config.data.mean, config.data.std)
-        assert batch.weak is not None and batch.strong is not None  # as start_step is 0
-        mixed = teaching.look(model, params, batch.weak, batch.strong)
-        normal = None
-        if judging.needs_normal(method):
-            normal = teaching.look(model, params, batch.normal, batch.normal)
+        assert batch.strong is not None  # as start_step is 0
+        mixed, normal = stepping.look_at(model, params, batch, method)
         criteria = judging.of_step(model, params, mixed, normal, method, lambda counts: counts)
         output, _ = stepping.teach(
             model, params, mixed, batch.strong, method, criteria,

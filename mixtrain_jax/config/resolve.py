@@ -28,10 +28,10 @@ def resolve(
 ) -> FrozenConfigDict:
     """Returns a config with nothing left open.
 
-    Filled in are the number of classes, the white of deep images, the
-    length of training in steps, the steps at which the learning rate falls and MixTraining starts,
-    the images of a batch of an evaluation, and the buckets; of val for images nobody has seen yet
-    where there is no val set. Without a training set, only what detection needs is filled in.
+    Filled in are the number of classes, the white of deep images, the length of training in steps,
+    the steps at which the learning rate falls and MixTraining starts, the images of a batch of an
+    evaluation, and the buckets; of val for images nobody has seen yet where there is no val set.
+    Without a training set, only what detection needs is filled in.
 
     Args:
       config: what was asked; it stays as it is.

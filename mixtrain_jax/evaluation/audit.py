@@ -110,7 +110,7 @@ def audit(
         logging.warning("%s", doubt)
     storage.write_json(output / "audit.json", contents, indent=1)
     if dump:
-        _write_dump(dataset, human, judges, looked, seen, output)
+        _write_dump(dataset, human, judges, looked, output)
     applied = corrections.apply(human, found, found.score >= threshold)
     original = corrected.original(dataset, asked.data, split)
     source = asked.data.source
@@ -178,7 +178,6 @@ def _write_dump(
     human: labels.Labels,
     judges: Sequence[Judge],
     looked: dict[str, Look],
-    seen: str,
     output: epath.Path,
 ) -> None:
     fold = np.full(len(dataset), -1, np.int32)

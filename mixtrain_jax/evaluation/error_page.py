@@ -26,9 +26,9 @@ def write(
     results: Sequence[dict[str, Any]],
     folder: epath.Path,
     about: str,
-    split: str = "val",
+    suffix: str = "",
 ) -> epath.Path:
-    """Writes errors.html, or errors_test.html, and the images it shows.
+    """Writes errors.html and the images it shows.
 
     Crowds, and boxes without area, are no objects here; the scores of COCO count the latter. What
     is found in a crowd is neither right nor wrong, as there.
@@ -38,7 +38,7 @@ def write(
       results: the entries of a COCO results file, as `detect.evaluate` returns them.
       folder: where to.
       about: a line on what was evaluated.
-      split: of the data, "val" or "test".
+      suffix: of the names of the page and of the folder of its images.
 
     Returns:
       The page's path.
@@ -54,7 +54,6 @@ def write(
     names = _names(dataset.categories)
     files = [dataset.names(row) for row in range(len(dataset))]
     row_of = {name: row for row, name in enumerate(files)}
-    suffix = "" if split == "val" else f"_{split}"
     with storage.folder(folder) as local:
         written = page.write(
             local,

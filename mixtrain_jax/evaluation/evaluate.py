@@ -74,13 +74,18 @@ def evaluate(
         parallel.say(f"wrote {output} and {scores}")
         if page:
             scored = dataset.take(np.arange(config.eval.images or len(dataset))[: len(dataset)])
-            written = error_page.write(scored, results, output.parent, about, split)
+            written = error_page.write(scored, results, output.parent, about, suffix(split))
             parallel.say(f"wrote {written}")
     return metrics
 
 
+def suffix(split: str) -> str:
+    """What the names of files end with that are of a split: nothing for val."""
+    return "" if split == "val" else f"_{split}"
+
+
 def _scores_name(split: str) -> str:
-    return "metrics.json" if split == "val" else f"metrics_{split}.json"
+    return f"metrics{suffix(split)}.json"
 
 
 def check_categories(source: str, meta: dict[str, Any], dataset: Dataset) -> None:

@@ -81,12 +81,6 @@ def of_step(
     return Criteria(least, balance, labels, boxes, rating)
 
 
-def needs_normal(config: Any) -> bool:
-    """Whether the teacher has to look at the normal half, for what a step judges by or learns."""
-    judged = config.balance_classes or config.auto_share
-    return bool(judged or config.mend_normal or config.soften_normal)
-
-
 def even_rating(share: Array, classes: int) -> Array:
     """The rating at which a label is as likely to be wrong as right, by Bayes' rule.
 

@@ -92,10 +92,7 @@ def gradients(
     if batch.weak is not None and batch.strong is not None:
         drop_path = config.teacher_drop_path
         keys = image_keys(jax.random.fold_in(key, 1), batch.weak) if drop_path else None
-        mixed_look = teaching.look(model, teacher, batch.weak, batch.strong, keys)
-        normal_look = None
-        if judging.needs_normal(config):
-            normal_look = teaching.look(model, teacher, batch.normal, batch.normal)
+        mixed_look, normal_look = look_at(model, teacher, batch, config, keys)
         criteria = judging.of_step(
             model, teacher, mixed_look, normal_look, config, sum_over_devices
         )
@@ -117,6 +114,26 @@ def gradients(
         student, batch, normal, mixed, key, model, config, sum_over_devices
     )
     return grads, metrics | teacher_metrics, output
+
+
+def look_at(
+    model: Detector, teacher: Params, batch: Batch, config: Any, keys: Array | None = None
+) -> tuple[Look, Look | None]:
+    """The teacher's looks at the mixed half and, where it is asked of it, at the normal half.
+
+    Args:
+      model: the detector.
+      teacher: its parameters.
+      batch: this device's images, with a mixed half.
+      config: `config.mixtraining`.
+      keys: [B] PRNG keys that switch its stochastic depth on in the mixed half.
+    """
+    assert batch.weak is not None and batch.strong is not None
+    mixed = teaching.look(model, teacher, batch.weak, batch.strong, keys)
+    judged = config.balance_classes or config.auto_share
+    if not (judged or config.mend_normal or config.soften_normal):
+        return mixed, None
+    return mixed, teaching.look(model, teacher, batch.normal, batch.normal)
 
 
 def teach(

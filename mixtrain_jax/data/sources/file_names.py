@@ -132,16 +132,17 @@ def walk(folder: str, most: int = 2_000_000) -> Iterable[str]:
     """
     if not storage.is_local(folder):
         found = storage.files_below(folder)
-        ours = _ours(found)
+        held: dict[str, set[str]] = {}
         for path in found:
-            parts = path.split("/")
-            if not any(map(_is_hidden, parts)) and not any(
-                "/".join(parts[:depth]) in ours for depth in range(1, len(parts))
-            ):
+            for parent in _folders(path):
+                held.setdefault(parent, set()).add(path[len(parent) + 1 :].split("/")[0])
+        ours = {parent for parent, names in held.items() if _is_ours(names)}
+        for path in found:
+            if ours.isdisjoint(_folders(path)) and not any(map(_is_hidden, path.split("/"))):
                 yield path
         return
     for parent, folders, files in os.walk(folder, followlinks=True):
-        if parent != folder and any(ours <= {*folders, *files} for ours in OURS):
+        if parent != folder and _is_ours({*folders, *files}):
             folders.clear()
             continue
         folders[:] = sorted(
@@ -158,14 +159,15 @@ def walk(folder: str, most: int = 2_000_000) -> Iterable[str]:
                 yield name if below == "." else f"{below}/{name}"
 
 
-def _ours(paths: Sequence[str]) -> set[str]:
-    """The folders below a root that hold what is written here, by the files below the root."""
-    held: dict[str, set[str]] = {}
-    for path in paths:
-        parts = path.split("/")
-        for depth in range(1, len(parts)):
-            held.setdefault("/".join(parts[:depth]), set()).add(parts[depth])
-    return {folder for folder, names in held.items() if any(ours <= names for ours in OURS)}
+def _folders(path: str) -> list[str]:
+    """The folders below the root that a path below it leads through."""
+    parts = path.split("/")
+    return ["/".join(parts[:depth]) for depth in range(1, len(parts))]
+
+
+def _is_ours(names: set[str]) -> bool:
+    """Whether a folder that holds these names is one that is written here."""
+    return any(ours <= names for ours in OURS)
 
 
 def _is_hidden(name: str) -> bool:
