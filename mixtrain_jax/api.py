@@ -288,8 +288,9 @@ def load(
 ) -> Detector:
     """Loads a trained detector.
 
-    Of the process it is called in it changes two things: TensorFlow, which reads images here,
-    leaves accelerators alone, and Pillow opens images of up to half a billion pixels.
+    Of the process it is called in it changes three things: TensorFlow, which reads images here,
+    leaves accelerators alone; Pillow opens images of up to half a billion pixels; and paths of
+    object stores go through fsspec, whose environment variables are set.
 
     Args:
       source: a run's workdir (its newest checkpoint is taken), "WORKDIR:best" for the one with the

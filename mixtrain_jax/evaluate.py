@@ -23,9 +23,6 @@ def main(flags: argparse.Namespace) -> None:
         raise UserError(
             "say what to evaluate: --workdir=DIR (its newest checkpoint) or --checkpoint=PATH"
         )
-    which = flags.config.eval.weights
-    if which not in ("student", "teacher"):
-        raise UserError(f"config.eval.weights is {which!r}: choose 'student' or 'teacher' here")
 
     from etils import epath
 
@@ -44,7 +41,7 @@ def main(flags: argparse.Namespace) -> None:
     with parallel.abort_all_on_error(), memory_in_one_line(detect.LESS_MEMORY):
         if flags.page:
             error_page.require()
-        weights = detect.read_weights(source, which)
+        weights = detect.read_weights(source, detect.which_weights(None, flags.config))
         evaluate(flags.config, weights, output, flags.split, flags.page)
 
 

@@ -16,6 +16,7 @@ from mixtrain_jax.config.resolve import resolve
 from mixtrain_jax.data.sources.load import load_dataset, parts
 from mixtrain_jax.errors import UserError
 from mixtrain_jax.evaluation import looks
+from mixtrain_jax.runtime import checkpoint
 from mixtrain_jax.training import folds
 from tests import harness, tiny
 from tests.mixtraining import small
@@ -129,6 +130,21 @@ def test_folds_that_start_from_weights_that_saw_the_images_are_not_out_of_fold(
     folds.audit_split(asked, "", workdir, workdir, split="train", folds=2, threshold=0.5)
     assert told["seen"] == ("by its first weights" if images == "own" else "out of fold")
     assert ("have seen what they judge" in caplog.text) == (images == "own")
+
+
+def test_folds_do_not_learn_from_random_weights_what_began_with_others(run, tmp_path):
+    config, workdir = run
+    asked = configs.override_all(config, {"model.backbone.norm": "frozen_batch"})
+    source = tmp_path / "weights"
+    params, meta = checkpoint.load_weights(workdir)
+    meta["config"]["init_from"] = "weights/r50"
+    checkpoint.save_weights(source, params, meta=meta)
+    with pytest.raises(UserError, match="init_from is empty.*began with weights/r50"):
+        folds.audit_split(
+            asked, str(source), workdir, tmp_path, split="train", folds=2, threshold=0.5
+        )
+    assert not folds.lacks_weights(config)
+    assert folds._first_weights(str(workdir)) is None  # such a run's folds may begin as it did
 
 
 @pytest.mark.parametrize("per_epoch", [None, 20])

@@ -21,6 +21,7 @@ from mixtrain_jax.training import loop
 from mixtrain_jax.training.announce import LESS_MEMORY
 from mixtrain_jax.training.restart import OtherRun
 from mixtrain_jax.training.run import stoppable
+from mixtrain_jax.training.warm_start import lacks_weights
 
 
 def audit_split(
@@ -61,6 +62,11 @@ def audit_split(
         raise UserError(f"--folds={folds}: choose 2 or more, or 0 for the run's own detector")
     if folds and split != "train":
         raise UserError(f"--folds={folds}: no detector is trained on {split}; leave --folds out")
+    if folds and lacks_weights(asked) and (first := _first_weights(source)):
+        raise UserError(
+            f"config.init_from is empty, and this backbone does not learn from random weights (the "
+            f"run began with {first}); name weights that have not seen these images"
+        )
     dataset = load_dataset(asked.data, split)
     seen = "in sample" if split == "train" and not folds else "out of fold"
     if folds and started_on_the_same_images(asked):
@@ -93,6 +99,12 @@ def started_on_the_same_images(asked: ConfigDict) -> bool:
         return data is not None and share_images(ConfigDict(data), asked.data)
     except UserError:
         return False
+
+
+def _first_weights(source: str) -> str | None:
+    """The weights that a run started from; None where it started from random ones."""
+    _, meta = checkpoint.load_weights(source)
+    return meta.get("config", {}).get("init_from") or None
 
 
 def judges(

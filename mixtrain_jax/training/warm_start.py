@@ -113,11 +113,20 @@ def other_classes(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str
     return all(names) and names[0] != names[1]
 
 
-def require_weights(config: Any) -> None:
-    """Refuses to train from random weights what only learns from pretrained ones.
+def lacks_weights(config: Any) -> bool:
+    """Whether a backbone that only learns from pretrained weights is to start without any.
 
     Frozen batch norm keeps the statistics it starts with, and a frozen stem never learns; Swin
     learns from random weights, but on detection data alone hardly.
+    """
+    backbone = config.model.backbone
+    if config.init_from or backbone.name not in PRETRAINED:
+        return False
+    return backbone.name != "resnet" or backbone.norm == "frozen_batch"
+
+
+def require_weights(config: Any) -> None:
+    """Refuses to train from random weights what only learns from pretrained ones.
 
     Args:
       config: the whole config.
@@ -125,11 +134,9 @@ def require_weights(config: Any) -> None:
     Raises:
       UserError: it names the weights, where they are had, and the command that converts them.
     """
+    if not lacks_weights(config):
+        return
     backbone = config.model.backbone
-    if config.init_from or backbone.name not in PRETRAINED:
-        return
-    if backbone.name == "resnet" and backbone.norm != "frozen_batch":
-        return
     file, place, recipe = PRETRAINED[backbone.name]
     trouble = "frozen batch norm" if backbone.name == "resnet" else "a Swin backbone"
     raise UserError(
