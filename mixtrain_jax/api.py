@@ -386,4 +386,4 @@ def _changed(
     texts = _texts(changes)
     if data is not None:
         texts = own_data.of_folder(os.fspath(data), texts, config.data if run else None)
-    return configs.override_all(config, texts)
+    return configs.override_all(config, texts | own_data.with_val(config, texts))

@@ -106,6 +106,7 @@ def run(
         if isinstance(parser, _Parser):
             parser.check_flags(flags)
         namespace = parser.parse_intermixed_args(flags)
+        _check_not_empty(namespace, parser)
         namespace.config, namespace.origin = _config(namespace, overrides)
         code = main(namespace)
     except UserError as error:
@@ -121,6 +122,14 @@ def run(
         print(f"error: a server or a network failed: {storage.reason(error)}", file=sys.stderr)
         code = BAD_INPUT
     sys.exit(code)
+
+
+def _check_not_empty(namespace: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Raises UserError for a flag whose value is empty, as of a shell variable that is not set."""
+    for name, value in vars(namespace).items():
+        values = value if isinstance(value, list) else [value]
+        if "" in values and value != parser.get_default(name):
+            raise UserError(f"--{name} is empty: give it a value, or leave it out")
 
 
 def _config(namespace: argparse.Namespace, overrides: dict[str, str]) -> tuple[Any, Any]:

@@ -2,15 +2,17 @@
 
 On a machine that computes on the CPU: how memory is handed out, in which order XLA computes, and on
 how many devices. Everywhere: object stores are reached by fsspec, TensorFlow leaves accelerators
-alone and does not greet, orbax reports an error once, log messages below a warning are not shown,
-and images of up to half a billion pixels are no attack. In a process that is somebody else's
-program (`share`) object stores, TensorFlow and the largest image are prepared alone.
+alone and does not greet, orbax reports an error once, log messages below a warning and Pillow's
+warnings are not shown, and images of up to half a billion pixels are no attack. In a process that
+is somebody else's program (`share`) object stores, TensorFlow and the largest image are prepared
+alone.
 """
 
 import contextlib
 import json
 import logging as logging_module
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,6 +52,8 @@ def prepare(config: Any = None, training: bool = False, alone: bool = True) -> N
             with contextlib.suppress(RuntimeError):  # JAX computed before: its devices stay
                 jax.config.update("jax_num_cpu_devices", devices)
     Image.MAX_IMAGE_PIXELS = MOST_PIXELS
+    # Of images that it reads all the same: odd EXIF, transparency in a palette.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     orbax_files.quiet_orbax()
     keep_off_accelerators()
 

@@ -17,7 +17,7 @@ from mixtrain_jax.data.sources import plain_images
 from mixtrain_jax.errors import UserError
 from mixtrain_jax.evaluation import detect, evaluate, predict, result_files
 from mixtrain_jax.models import detector
-from mixtrain_jax.runtime import checkpoint
+from mixtrain_jax.runtime import checkpoint, storage
 from mixtrain_jax.types import TrainState
 from tests.mixtraining import small
 
@@ -77,7 +77,9 @@ def test_every_image_that_can_be_used_is_written(unnamed, tmp_path, capsys):
     assert f"{damaged} (not an image" in line
     assert f"{wide} (an image resized to height 32 and width 128 fits in none of" in line
 
-    assert {p.name for p in output.iterdir()} == {"x.png", "x_2.png", "detections.json"}
+    assert {p.name for p in output.iterdir()} == {
+        ".predicted", "x.png", "x_2.png", "detections.json"
+    }  # fmt: skip
     first, second = (np.mean(Image.open(output / name)) for name in ("x.png", "x_2.png"))
     assert first > second + 50
     report = json.loads((output / "detections.json").read_text())
@@ -108,18 +110,27 @@ def test_bad_paths_are_refused_before_anything_is_compiled(unnamed, tmp_path, ca
     assert {p.name for p in tmp_path.iterdir()} == {"x.png", "a"}
 
 
-def test_yolo_files_do_not_take_the_place_of_peoples_labels(tmp_path):
+@pytest.mark.parametrize("form", result_files.FORMATS)
+def test_no_file_takes_the_place_of_one_of_the_users(tmp_path, form):
     output, stems = epath.Path(tmp_path), {"images/a.jpg": "a"}
-    result_files.keep_labels(output, stems, "yolo")  # nothing is there
-    (tmp_path / "labels").mkdir()
-    (tmp_path / "labels" / "a.txt").write_text("0 .5 .5 .1 .1")
-    with pytest.raises(UserError, match=r"a.txt is there and would be overwritten"):
-        result_files.keep_labels(output, stems, "yolo")
-    result_files.keep_labels(output, stems, "coco")
-    (tmp_path / "labels" / "a.txt").unlink()
-    result_files.write(output, [], stems, CATEGORIES, "yolo")
-    (tmp_path / "labels" / "a.txt").touch()  # of an earlier call
-    result_files.keep_labels(output, stems, "yolo")
+    files = [output / "a.png", *result_files.files_of(output, stems, form)]
+    for file in files:
+        storage.write(file, b"mine")
+        with pytest.raises(UserError, match=f"{file.name} is there, and no prediction wrote it"):
+            result_files.claim(output, files)
+        assert file.read_text() == "mine"
+        storage.delete(file)
+    result_files.claim(output, files)
+    for file in files:
+        storage.write(file, b"of an earlier call")
+    result_files.claim(output, files)
+    assert set(result_files.write(output, [], stems, CATEGORIES, form)) <= {
+        *files, output / "labels"
+    }  # fmt: skip
+    storage.write(output / "labels" / "b.txt", b"mine")
+    other = {"images/a.jpg": "a", "images/b.jpg": "b"}
+    with pytest.raises(UserError, match="b.txt is there"):
+        result_files.claim(output, result_files.files_of(output, other, "yolo"))
 
 
 def test_numbered_names_avoid_each_other(tmp_path):
@@ -214,6 +225,7 @@ def test_a_folder_goes_through_in_batches_to_yolo_and_coco_files(unnamed, config
     assert "5 images, " in said.out and "images/s" in said.out
     assert run(unnamed, tmp_path / "coco", tmp_path / "in", "--format=coco", "--save_as=none") == 0
     assert {p.name for p in (tmp_path / "coco").iterdir()} == {
+        ".predicted",
         "detections.json",
         "detections_coco.json",
     }

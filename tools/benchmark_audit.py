@@ -37,6 +37,7 @@ from mixtrain_jax.auditing.findings import CLASS, KINDS, MISSING, PLACE, SPURIOU
 from mixtrain_jax.auditing.labels import Detections, Floats, Ints, iou, rows_by_image
 from mixtrain_jax.auditing.measure import Errors, Verdicts
 from mixtrain_jax.auditing.noise import Planted
+from mixtrain_jax.data.sources import text_files
 from mixtrain_jax.errors import BAD_INPUT, UserError
 
 
@@ -60,7 +61,7 @@ METRICS: dict[str, Callable[[Verdicts], float]] = {
 
 def with_truth(data: Dump, path: str) -> Dump:
     """Returns the dump with better labels of its images, from a COCO file with its classes."""
-    content = json.loads(pathlib.Path(path).read_text())
+    content = text_files.read_json(path, "file of better labels")
     table, _, category_ids = labels.from_coco(content, path)
     names = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
     if [names[number] for number in category_ids] != data.class_names:
@@ -313,6 +314,8 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 def main(flags: argparse.Namespace) -> None:
     """Compares, or fits, as the flags say."""
+    if flags.fit and not flags.output:
+        raise UserError("--fit writes a calibration: say where with --output=FILE")
     dumps = {path: dump.read(path) for path in flags.dumps}
     if flags.truth:
         dumps = {path: with_truth(data, flags.truth) for path, data in dumps.items()}
@@ -326,7 +329,7 @@ def main(flags: argparse.Namespace) -> None:
         return
     ranker = None
     if flags.calibration:
-        ranker = ranking.from_json(json.loads(pathlib.Path(flags.calibration).read_text()))
+        ranker = ranking.from_json(text_files.read_json(flags.calibration, "calibration"))
     report = {}
     for path, data in dumps.items():
         errors = errors_of(data, flags.fold)

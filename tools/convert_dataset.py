@@ -52,6 +52,8 @@ def convert(folder: str, to: str, output: epath.Path, images: writers.Images) ->
         lost = writers.WRITERS[to](table, output, split, images)
         told.append(f"{split}: {len(table)} images, {len(table.ids)} boxes from {table.source}")
         told += [f"  {finding}" for finding in (*table.findings, *lost)]
+    if found.source == "coco":
+        told.append("masks, key points, licences and further fields of the COCO files are left out")
     return told
 
 

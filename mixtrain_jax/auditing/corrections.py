@@ -120,8 +120,8 @@ def correct_coco(
     annotations = copy.deepcopy(coco["annotations"])
     table = corrected.labels
     added = []
-    numbers = [e["id"] for e in annotations if isinstance(e.get("id"), int)]
-    next_id = max(numbers, default=0) + 1
+    numbers = [str(e.get("id")).removesuffix(".0") for e in annotations]  # also 7.0 and "7"
+    next_id = max((int(each) for each in numbers if each.isdecimal()), default=0) + 1
     for row, (source, finding) in enumerate(zip(corrected.source, corrected.finding)):
         if finding < 0:
             continue

@@ -37,7 +37,7 @@ from typing import Any
 
 import numpy as np
 
-from mixtrain_jax.auditing.corrections import THRESHOLD, from_bbox, summarise, to_bbox
+from mixtrain_jax.auditing.corrections import THRESHOLD, apply, from_bbox, summarise, to_bbox
 from mixtrain_jax.auditing.findings import KINDS, Findings
 from mixtrain_jax.auditing.labels import Bools, Ints, Labels
 from mixtrain_jax.auditing.ranking import Ranking
@@ -107,6 +107,7 @@ def to_json(
         )
     names = [category["name"] for category in categories]
     counts = {"images": len(image_ids), "human_boxes": len(human)}
+    chosen = found.score >= threshold
     return {
         "version": VERSION,
         "fingerprint": fingerprint(entries),
@@ -114,7 +115,7 @@ def to_json(
         "model": (model or {}) | {"level": ranking.level},
         "categories": [{"id": c["id"], "name": c["name"]} for c in categories],
         "threshold": threshold,
-        "applied": int((found.score >= threshold).sum()),
+        "applied": int(chosen.sum()) - len(apply(human, found, chosen).spared),
         "left_out": len(found) - len(entries),
         "shares": {name: round(share, 5) for name, share in ranking.shares.items()},
         "summary": summarise(human, found, names),
@@ -206,7 +207,7 @@ def read_decisions(decisions: Any, where: str, audit: dict[str, Any]) -> Bools:
     if not isinstance(made, dict) or decisions.get("version") != VERSION:
         raise UserError(
             f'{where}: expected {{"version": {VERSION}, "fingerprint": ..., "decisions": {{id: '
-            '"accept" or "reject"}}}}; export it from the audit page'
+            f'"accept" or "reject"}}}}; export it from the audit page'
         )
     if decisions.get("fingerprint") != audit["fingerprint"]:
         raise UserError(

@@ -30,7 +30,7 @@ def of_file(
     if folder:
         changes = own_data.of_folder(folder, changes)
     config = load.load(name, changes)
-    more = own_data.without_val(config, changes)
+    more = own_data.without_val(config, changes) | own_data.with_val(config, changes)
     if more:
         config, changes = load.override_all(config, more), changes | more
     return config, Origin(name, changes)
@@ -57,5 +57,6 @@ def of_run(
         asked = load.override_all(asked, {"data.white": str(found.resolved.data.white)})
     if folder:
         changes = own_data.of_folder(folder, changes, asked.data)
+    changes |= own_data.with_val(asked, changes)
     config = load.override_all(asked, changes)
     return config, Origin(found.origin.file, found.origin.flags | changes)

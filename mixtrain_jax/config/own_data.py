@@ -38,9 +38,14 @@ def of_folder(folder: str, explicit: Mapping[str, str], run: Any = None) -> dict
             whole = {name: found[name] for name in found if name.startswith("data.train.")}
             for split in ("val", "test"):
                 found |= {name.replace("train", split, 1): each for name, each in whole.items()}
-    if any(name in explicit for name in _VAL):
-        found["data.val_share"] = "0"  # val is given: nothing of train is set apart
+    if _names_val(explicit):
+        found["data.val_share"] = "0"
     return found | dict(explicit)
+
+
+def _names_val(overrides: Mapping[str, str]) -> bool:
+    """Whether flags say what val is, so that nothing of train is to be set apart."""
+    return any(name in overrides for name in _VAL) and "data.val_share" not in overrides
 
 
 def _shows_some(there: layout.Layout, classes: Sequence[str]) -> bool:
@@ -71,6 +76,12 @@ def _same(first: str, second: str) -> bool:
     if not first or not second:
         return first == second
     return os.path.realpath(first) == os.path.realpath(second)
+
+
+def with_val(config: ConfigDict, overrides: Mapping[str, str]) -> dict[str, str]:
+    """Overrides that let a val count which flags name, where a part of train was val before."""
+    shared = config.data.get("val_share") and _names_val(overrides)
+    return {"data.val_share": "0"} if shared else {}
 
 
 def without_val(config: ConfigDict, overrides: Mapping[str, str]) -> dict[str, str]:

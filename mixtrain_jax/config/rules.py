@@ -97,6 +97,22 @@ def parts() -> Rule:
     )
 
 
+def steps() -> Rule:
+    """Whole numbers of steps."""
+    return Rule(
+        "give whole numbers of steps; shares of training are config.optimizer.drops",
+        lambda value: all(type(n) is int and n >= 0 for n in value),
+    )
+
+
+def texts() -> Rule:
+    """Texts alone."""
+    return Rule(
+        "give names in quotes, such as ('cat', 'dog')",
+        lambda value: all(isinstance(each, str) for each in value),
+    )
+
+
 def bucket_list() -> Rule:
     """Pairs (height, width) of positive multiples of 32; none at all is a choice too."""
 

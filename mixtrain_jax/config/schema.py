@@ -26,6 +26,8 @@ from mixtrain_jax.config.rules import (
     parts,
     scale_range,
     some,
+    steps,
+    texts,
 )
 
 # What a field decides, and so whether a run that is started again may have another value.
@@ -63,7 +65,7 @@ _SPLIT = "its name in a tfds source or in YOLO's data.yaml"
 
 DATA: Group = {
     "source": Field("coco", "how annotations are written: coco, voc, yolo or tfds:NAME"),
-    "classes": Field((), "of voc and yolo: their names in label order; (): those found"),
+    "classes": Field((), "of voc and yolo: their names in label order; (): those found", texts()),
     "val_share": Field(
         0.0, "so much of train is set apart as val, by the images' names; 0: nothing", below_one()
     ),
@@ -199,7 +201,7 @@ OPTIMIZER: Group = {
         (2 / 3, 11 / 12), "steps: shares of training when it falls to a tenth", _SHARE, SCHEDULE
     ),
     "drop_steps": Field(
-        None, "steps: the same in steps; unset: from drops", at_least(0), SCHEDULE, unset=tuple
+        None, "steps: the same in steps; unset: from drops", steps(), SCHEDULE, unset=tuple
     ),
     "warmup_steps": Field(500, "steps until the rate is whole", at_least(0), SCHEDULE),
     "warmup_factor": Field(0.001, "share of the rate at the first step", _SHARE, SCHEDULE),

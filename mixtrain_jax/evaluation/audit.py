@@ -188,7 +188,7 @@ def _write_dump(
         image_ids=dataset.image_ids.astype(np.int64),
         file_names=[dataset.names(row) for row in range(len(dataset))],
         sizes=dataset.sizes,
-        class_names=[str(category["name"]) for category in dataset.categories],
+        class_names=dataset.class_names,
         human=human,
         look=next(iter(looked.values())),
         views={name.replace(" ", "_"): look for name, look in list(looked.items())[1:]},

@@ -19,7 +19,7 @@ from mixtrain_jax.auditing.corrections import Corrected, from_bbox
 from mixtrain_jax.auditing.findings import Findings
 from mixtrain_jax.auditing.labels import Ints
 from mixtrain_jax.config import load
-from mixtrain_jax.data.sources import text_files, writers
+from mixtrain_jax.data.sources import coco_values, text_files, writers
 from mixtrain_jax.data.sources.annotations import Annotations
 from mixtrain_jax.data.sources.dataset import Dataset, with_boxes_of
 from mixtrain_jax.data.sources.load import load_dataset
@@ -28,6 +28,7 @@ from mixtrain_jax.runtime import storage
 
 # What a folder of labels holds besides images.
 LABELS = {"voc": ("Annotations", "ImageSets", "classes.txt"), "yolo": ("labels", "data.yaml")}
+MARK = ".audited"  # in a folder of labels: an audit wrote them, and may write them anew
 SAME = 0.01  # pixels by which a box of the file and what was read of it may differ
 
 
@@ -92,7 +93,8 @@ def _places(content: dict[str, Any], ids: Sequence[Any], boxes: Any) -> Ints | N
     if len(place_of) < len(entries) or not all(str(key) in place_of for key in ids):
         return None
     places = np.array([place_of[str(key)] for key in ids], np.int64)
-    boxed = np.array(["bbox" in entries[place] for place in places], bool)  # or an outline alone
+    given = [coco_values.four(entries[place].get("bbox")) for place in places]
+    boxed = np.array([each is not None for each in given], bool)  # the others have an outline alone
     try:
         there = from_bbox([entries[place]["bbox"] for place in places[boxed]])
     except (TypeError, ValueError):
@@ -134,6 +136,7 @@ def write_labels(
             elif storage.exists(folder / label):
                 (folder / label).unlink()
         table = with_boxes_of(first.table, content)
+        storage.write(folder / MARK, b"")
         try:
             lost = writers.WRITERS[source](table, folder, name, "none")
         except UserError as problem:  # what was found is not lost for it
@@ -203,14 +206,25 @@ def apply_decisions(
 
 
 def keep_apart(path: epath.Path, data: Any) -> None:
-    """Raises UserError where labels would be written over those that were read."""
-    file, folder = _place(path), _place(path.with_suffix(""))
+    """Raises UserError where labels would be written over that people gave.
+
+    Args:
+      path: of the corrected labels; VOC's and YOLO's go into the folder of its name besides.
+      data: `config.data`.
+    """
+    file, folder = _place(path), path.with_suffix("")
     for split in ("train", "val", "test"):
-        place = _place(data[split].annotations) if data[split].annotations else ""
-        if place in (file, folder) or place.startswith(f"{folder}/"):
+        for given in (data[split].annotations, data[split].images):
+            place = _place(given) if given else ""
+            if place in (file, _place(folder)) or place.startswith(f"{_place(folder)}/"):
+                raise UserError(
+                    f"{path} holds the labels that are audited; choose another --output, so that "
+                    "they are not written over"
+                )
+    for label in LABELS.get(data.source, ()):
+        if storage.exists(folder / label) and not storage.exists(folder / MARK):
             raise UserError(
-                f"{path} holds the labels that are audited; choose another --output, so that they "
-                "are not written over"
+                f"{folder / label} is there, and no audit wrote it; choose another --output"
             )
 
 

@@ -51,7 +51,7 @@ def write(
     truth = errors.Boxes(human.image, human.boxes, own[human.labels])
     found = _table(dataset, label_of, results)
     crowds = [each for each in dataset.ground_truth["annotations"] if each["iscrowd"]]
-    names = _names(dataset.categories)
+    names = dataset.class_names
     files = [dataset.names(row) for row in range(len(dataset))]
     row_of = {name: row for row, name in enumerate(files)}
     with storage.folder(folder) as local:
@@ -67,15 +67,6 @@ def write(
             suffix=suffix,
         )
     return folder / written.name
-
-
-def _names(categories: Sequence[dict[str, Any]]) -> list[str]:
-    """The names of the classes; with its id where two have the same."""
-    names = [str(category["name"]) for category in categories]
-    return [
-        f"{name} ({category['id']})" if names.count(name) > 1 else name
-        for name, category in zip(names, categories, strict=True)
-    ]
 
 
 def _table(

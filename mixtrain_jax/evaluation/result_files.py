@@ -13,7 +13,7 @@ from mixtrain_jax.runtime import storage
 REPORT = "detections.json"
 COCO = "detections_coco.json"
 CLASSES = "classes.txt"
-MARK = ".predicted"  # in a folder of label files: they are a report's and no people's
+RECORD = ".predicted"  # names the files that a folder has from here, and that may be replaced
 FORMATS = ("json", "coco", "yolo")
 
 
@@ -64,7 +64,6 @@ def write(
         return [output / REPORT, output / COCO]
     if form == "yolo":
         names = "".join(f"{category['name']}\n" for category in categories)
-        storage.write(output / "labels" / MARK, b"")
         storage.write(output / CLASSES, names.encode())
         for each in found:
             storage.write(_label_file(output, stems[each.path]), yolo(each).encode())
@@ -72,19 +71,34 @@ def write(
     return [output / REPORT]
 
 
-def keep_labels(output: epath.Path, stems: Mapping[str, str], form: str) -> None:
-    """Raises UserError where YOLO's files would take the place of files that are no report's.
+def claim(output: epath.Path, files: Sequence[epath.Path]) -> None:
+    """Notes in a folder which files are about to be written there.
 
     Args:
-      output: directory of the report; an earlier one there, which is marked, is replaced.
-      stems: by path of an image, its name for YOLO's label files.
-      form: one of FORMATS.
+      output: directory of the report.
+      files: in it, or in folders below.
+
+    Raises:
+      UserError: one is there already, and no earlier report wrote it.
     """
-    if form != "yolo" or storage.exists(output / "labels" / MARK):
-        return
-    for path in (output / CLASSES, *(_label_file(output, stem) for stem in stems.values())):
-        if storage.exists(path):
-            raise UserError(f"{path} is there and would be overwritten; change --output")
+    record = output / RECORD
+    ours = set(storage.read(record).decode().splitlines()) if storage.exists(record) else set()
+    there = {folder: set(storage.names(folder)) for folder in {file.parent for file in files}}
+    names = {str(file.relative_to(output)) for file in files}
+    for file in files:
+        if file.name in there[file.parent] and str(file.relative_to(output)) not in ours:
+            raise UserError(f"{file} is there, and no prediction wrote it; change --output")
+    storage.write(record, "".join(f"{name}\n" for name in sorted(ours | names)).encode())
+
+
+def files_of(output: epath.Path, stems: Mapping[str, str], form: str) -> list[epath.Path]:
+    """The files that `write` may write; arguments as there."""
+    if form == "coco":
+        return [output / REPORT, output / COCO]
+    if form == "yolo":
+        labels = [_label_file(output, stem) for stem in stems.values()]
+        return [output / REPORT, output / CLASSES, *labels]
+    return [output / REPORT]
 
 
 def _label_file(output: epath.Path, stem: str) -> epath.Path:

@@ -179,7 +179,7 @@ def write_page(
             local,
             title=title,
             about="; ".join(f"{split.name}: {split.dataset.found.source}" for split in splits),
-            class_names=[str(category["name"]) for category in splits[0].dataset.categories],
+            class_names=splits[0].dataset.class_names,
             sizes=np.concatenate(sizes),
             image=rows,
             boxes=all_boxes,

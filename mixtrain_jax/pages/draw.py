@@ -140,7 +140,7 @@ def _tag(
 ) -> _Tag:
     """Finds a place for a box's text: inside the picture and, if possible, clear of the others."""
     width, height = size
-    pad = 2
+    pad, text = 2, " ".join(text.split())
     while len(text) > 1 and canvas.textlength(text, font) + 2 * pad > width:
         text = text[:-2] + "…"
     left, top, right, bottom = canvas.textbbox((0, 0), text, font)

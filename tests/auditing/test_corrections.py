@@ -8,6 +8,7 @@ from mixtrain_jax.auditing import corrections, files
 from mixtrain_jax.auditing.findings import CLASS, DUPLICATE, MISSING, PLACE, SPURIOUS, Findings
 from mixtrain_jax.auditing.labels import Detections, from_coco
 from mixtrain_jax.auditing.ranking import Ranking
+from mixtrain_jax.data.sources import coco_values
 from mixtrain_jax.errors import UserError
 
 COCO = {
@@ -151,6 +152,17 @@ def test_corrected_coco_says_what_changed_and_the_original_stays():
     from_coco(out, "corrected.json")
 
 
+@pytest.mark.parametrize("ids", [lambda n: f"{n}", float, lambda n: f"box {n}"])
+def test_an_added_box_has_an_id_of_its_own(ids):
+    content = copy.deepcopy(COCO)
+    for entry in content["annotations"]:
+        entry["id"] = ids(entry["id"])
+    result = corrections.apply(HUMAN, FOUND, np.ones(len(FOUND), bool))
+    out = corrections.correct_coco(content, PLACES, [7, 9], CATEGORY_IDS, result, FOUND)
+    keys = [coco_values.key(entry["id"]) for entry in out["annotations"]]
+    assert len(set(keys)) == len(keys) == 6
+
+
 def test_nothing_accepted_gives_the_same_annotations():
     result = corrections.apply(HUMAN, FOUND, np.zeros(len(FOUND), bool))
     assert corrections.correct_coco(COCO, PLACES, [7, 9], CATEGORY_IDS, result, FOUND) == COCO
@@ -159,6 +171,7 @@ def test_nothing_accepted_gives_the_same_annotations():
 def test_an_audit_is_written_and_read_back():
     written = json.loads(json.dumps(audit(lowest=0.5)))
     assert written["left_out"] == 1
+    assert written["applied"] == 3  # of two boxes that double each other one stays
     assert [entry["kind"] for entry in written["findings"]] == [
         "missing",
         "place",

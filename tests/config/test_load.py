@@ -162,6 +162,7 @@ def test_flags_and_fields_in_any_order_with_equals_sign_or_space(file):
     [
         (["--config=FILE", "--workdri=x"], "unknown flag --workdri; the nearest is --workdir"),
         (["--config=FILE"], "the following arguments are required: --workdir"),
+        (["--config=FILE", "--workdir="], "--workdir is empty: give it a value, or leave it out"),
         (["--config=FILE", "--workdir"], "argument --workdir: expected one argument"),
         (["--config=FILE", "--workdir=x", "--config.count"], "--config.count needs a value"),
         (["--config=FILE", "--workdir=x", "--config.count=x"], "config.count=x: expected a whole"),
@@ -226,6 +227,9 @@ def test_recipes_load_by_path_or_name_from_any_directory(tmp_path, monkeypatch):
         ("data.max_bad_share", "1.5", "choose from 0 to 1"),
         ("data.val.buckets", "160,160", "give pairs .height, width. of multiples of 32"),
         ("data.train.buckets", "((800, 1333),)", "give pairs"),
+        ("data.classes", "(0, 1)", "give names in quotes"),
+        ("optimizer.drop_steps", "8k,11k", "give whole numbers of steps"),
+        ("optimizer.drop_steps", "0.67,0.92", "shares of training are config.optimizer.drops"),
         ("data.train.scale", "1333,800,400", "give .longest long side"),
         ("data.augment.cutout_holes", "5,1", "give 2 numbers from 0 on, in ascending order"),
         ("data.augment.cutout_ratios", "()", "give at least one"),

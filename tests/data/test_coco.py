@@ -183,6 +183,22 @@ def test_annotations_is_a_folder(tmp_path):
         coco.read(str(tmp_path), str(tmp_path))
 
 
+def test_names_of_categories_are_one_line(coco_files, config):
+    def name(text):
+        def edit(content):
+            content["categories"][0]["name"] = text
+
+        return edit
+
+    coco_files(SIZES, BOXES, edit=name(" a  cat\n"))
+    dataset = load_dataset(config.data, "train")
+    assert "a cat" in dataset.class_names
+    assert "names of categories hold line ends" in dataset.report
+    coco_files(SIZES, BOXES, edit=name("\n"))
+    with pytest.raises(UserError, match="has no text 'name'"):
+        load_dataset(config.data, "train")
+
+
 def test_categories_must_agree(coco_files, config, tmp_path):
     content = coco_files(SIZES, BOXES)
     train = load_dataset(config.data, "train")

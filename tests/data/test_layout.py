@@ -6,11 +6,12 @@ import shutil
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 from mixtrain_jax import cli, evaluate, train
+from mixtrain_jax.config import asked, own_data, recipes, saved
 from mixtrain_jax.config import load as configs
-from mixtrain_jax.config import own_data, recipes, saved
 from mixtrain_jax.config.resolve import resolve
 from mixtrain_jax.data.sources import layout
 from mixtrain_jax.data.sources.load import check_same_categories, has_split, load_dataset
@@ -296,6 +297,42 @@ def test_train_without_val_trains_without_evaluation(tmp_path):
     assert not has_split(configs.override_all(recipe, more).data, "val")
     there = configs.override_all(recipe, {"data.val.annotations": str(tmp_path / "labels.json")})
     assert own_data.without_val(there, overrides) == {}
+
+
+def test_a_val_that_is_named_takes_the_place_of_a_part_of_train(tmp_path):
+    coco_one_file(tmp_path)
+    share = {"data.val_share": "0.3"}
+    named = {"data.val.annotations": str(tmp_path / "labels.json")}
+    recipe = configs.override_all(recipes.base(), share)
+    assert own_data.with_val(recipe, named) == {"data.val_share": "0"}
+    assert own_data.with_val(recipe, {}) == {} == own_data.with_val(recipe, share | named)
+    assert own_data.with_val(recipes.base(), named) == {}
+    (tmp_path / "mine.py").write_text(
+        "from mixtrain_jax.config import recipes\n\n\ndef get_config(argument=None):\n"
+        "    config = recipes.base()\n    config.data.val_share = 0.3\n    return config\n"
+    )
+    config, origin = asked.of_file(str(tmp_path / "mine.py"), named)
+    assert config.data.val_share == 0 and origin.flags["data.val_share"] == "0"
+    saved.save(epath.Path(tmp_path / "run"), recipe, recipe, saved.Origin())
+    config, _ = asked.of_run(epath.Path(tmp_path / "run"), named)
+    assert config.data.val_share == 0
+
+
+def test_a_coco_file_of_another_name_is_val_where_no_other_is(tmp_path):
+    coco(tmp_path / "annotations" / "instances_train.json", "../images", range(6))
+    coco(tmp_path / "annotations" / "person_keypoints_val.json", "../images", range(6, 9))
+    coco(tmp_path / "annotations" / "train.json", "../images", range(6))
+    assert tuple(layout.find(str(tmp_path)).parts) == ONE
+    coco(tmp_path / "annotations" / "val.json", "../images", range(6, 9))
+    found = layout.find(str(tmp_path))
+    assert tuple(found.parts) == TWO
+    assert found.parts["val"]["annotations"].endswith("/val.json")
+
+
+def test_classes_are_counted_in_label_files_alone(tmp_path):
+    _yolo_splits(tmp_path, "images", "labels", {"": range(9)})
+    (tmp_path / "notes.txt").write_text("2024 1 2 3 4\n")
+    assert len(layout.find(str(tmp_path)).classes) == 2
 
 
 def test_the_flag_fills_in_the_config_and_config_json(tmp_path):

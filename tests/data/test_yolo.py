@@ -71,6 +71,47 @@ def test_two_images_may_share_a_label_file(tmp_path):
     dataset = read(tmp_path, {"train": "images"})
     ids = [entry["id"] for entry in dataset.ground_truth["annotations"]]
     assert len(dataset) == 2 == len(set(ids))
+    assert said(dataset)["images have the label file of another image of their name, too"] == 1
+
+
+def test_labels_without_folders_go_by_the_name_where_one_image_has_it(tmp_path):
+    for name in ("1.png", "a/1.png", "a/2.png"):
+        picture(tmp_path / "images" / name)
+    for number in (1, 2):
+        label(tmp_path / "flat" / f"{number}.txt")
+    fields = {"data.source": "yolo", "data.train.images": str(tmp_path / "images")}
+    fields |= {"data.train.annotations": str(tmp_path / "flat")}
+    dataset = load_dataset(load.override_all(recipes.base(), fields).data, "train")
+    boxes = {dataset.names(row): len(dataset.boxes[row]) for row in range(len(dataset))}
+    assert boxes == {"1.png": 1, "a/1.png": 0, "a/2.png": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("", "test"), ("Val", "val"), ("testing", None), ("vall", None)]
+)
+def test_a_split_is_never_another_for_its_name(tmp_path, name, expected):
+    for split in ("train", "val", "test"):
+        picture(tmp_path / "images" / split / f"{split}.png")
+        label(tmp_path / "labels" / split / f"{split}.txt")
+    content = {split: f"images/{split}" for split in ("train", "val", "test")}
+    (tmp_path / "data.yaml").write_text(json.dumps({"names": ["a"], **content}))
+    fields = {"data.source": "yolo", "data.test.split": name}
+    fields |= {"data.test.annotations": str(tmp_path / "data.yaml")}
+    data = load.override_all(recipes.base(), fields).data
+    if expected is None:
+        with pytest.raises(UserError, match=f"split is '{name}'.*choose train, val or test"):
+            load_dataset(data, "test")
+    else:
+        assert load_dataset(data, "test").names(0) == f"{expected}.png"
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "0.5"])
+def test_a_class_that_is_no_number_of_one_is_no_box(tmp_path, number):
+    for image in range(2):
+        picture(tmp_path / "images" / f"{image}.png", image)
+        label(tmp_path / "labels" / f"{image}.txt")
+    (tmp_path / "labels" / "0.txt").write_text(f"{number} 0.5 0.5 0.5 0.5\n")
+    assert said(read(tmp_path, {"train": "images"}))["lines that are no box"] == 1
 
 
 def test_label_files_of_another_splits_images_are_not_lone(tmp_path):
@@ -78,9 +119,11 @@ def test_label_files_of_another_splits_images_are_not_lone(tmp_path):
         picture(tmp_path / "images" / f"{number}.png")
         label(tmp_path / "labels" / f"{number}.txt")
     label(tmp_path / "labels" / "9.txt")
+    label(tmp_path / "labels" / "train_9.txt")  # of an image of this name
+    (tmp_path / "labels" / "train_all.txt").write_text("images/0.png\nimages/1.png\n")
     (tmp_path / "train.txt").write_text("images/0.png\nimages/1.png\n")
     dataset = read(tmp_path, {"train": "train.txt"})
-    assert said(dataset)["label files without an image"] == 1
+    assert said(dataset)["label files without an image"] == 2
 
 
 def test_small_images_are_told(tmp_path):

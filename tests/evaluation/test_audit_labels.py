@@ -314,6 +314,38 @@ def test_labels_are_never_written_over(tmp_path):
             corrected.keep_apart(epath.Path(tmp_path / "out" / name), data)
 
 
+def test_labels_that_no_audit_wrote_are_not_taken_away(tmp_path):
+    cases.yolo(tmp_path / "people")
+    data = config(tmp_path / "people").data
+    dataset = load_dataset(data, "train")
+    output = epath.Path(tmp_path / "corrected.json")
+    (tmp_path / "corrected" / "labels").mkdir(parents=True)
+    with pytest.raises(UserError, match="labels is there, and no audit wrote it"):
+        corrected.keep_apart(output, data)
+    (tmp_path / "corrected" / "labels").rmdir()
+    first = corrected.original(dataset, data, "train")
+    corrected.write_labels(first, "yolo", "train", nothing_applied(dataset), NOTHING, output)
+    corrected.keep_apart(output, data)  # written by an audit, so the next one may
+    beside = load.override_all(config(tmp_path / "people"), {
+        "data.train.annotations": "", "data.train.images": str(tmp_path / "corrected" / "images")
+    }).data  # fmt: skip
+    with pytest.raises(UserError, match="holds the labels that are audited"):
+        corrected.keep_apart(output, beside)
+
+
+def test_boxes_that_are_empty_lists_have_their_outlines(tmp_path):
+    _, _, content = coco_people(tmp_path)
+    for entry in content["annotations"]:
+        x, y, w, h = entry["bbox"]
+        entry["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+        entry["bbox"] = []
+    (tmp_path / "people.json").write_text(json.dumps(content))
+    data = config(tmp_path).data
+    dataset = load_dataset(data, "train")
+    first = corrected.original(dataset, data, "train")
+    assert first.table is None and first.content == content  # COCO's file itself
+
+
 @pytest.fixture
 def seen(tmp_path, monkeypatch):
     """A function that audits what is simulated, with more annotations or images nobody can read."""

@@ -39,6 +39,12 @@ def test_frames_lie_on_the_boxes_and_nothing_else_changes():
     assert not changed.any()
 
 
+def test_a_text_of_two_lines_is_drawn_in_one():
+    box = np.array([[20, 30, 80, 70]])
+    drawn = [draw.draw_boxes(grey(), box, [text], [RED]) for text in ("a\ncat\n", "a cat")]
+    assert (drawn[0] == drawn[1]).all()
+
+
 def test_without_boxes_the_picture_stays():
     drawn = draw.draw_boxes(grey(), np.zeros((0, 4)), [], [])
     assert (drawn == 128).all()

@@ -85,7 +85,14 @@ def _categories(
         if entry["id"] is not key
     }
     ids, originals = _numbers("category", list(classes), odd, findings)
-    names = [_text(path, "categories", key, entry, "name") for key, entry in classes.items()]
+    written = [_text(path, "categories", key, entry, "name") for key, entry in classes.items()]
+    names = [" ".join(name.split()) for name in written]
+    findings.add(
+        MENDED,
+        [repr(name) for name, plain in zip(written, names, strict=True) if name != plain],
+        "names of categories hold line ends or further blanks, which are left out",
+        of="",
+    )
     return [{"id": key, "name": name} for key, name in zip(ids, names, strict=True)], originals
 
 
@@ -225,7 +232,7 @@ def _text(path: str, field: str, key: Key, entry: Entry, name: str) -> str:
     value = entry.get(name)
     if field == "categories" and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not value.strip():
         raise UserError(f"{path}: entry with id {key} of '{field}' has no text '{name}'")
     return value
 

@@ -60,6 +60,15 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.image_ids)
 
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the classes, in label order; with its id where two have the same."""
+        names = [str(category["name"]) for category in self.categories]
+        return [
+            f"{name} ({category['id']})" if names.count(name) > 1 else name
+            for name, category in zip(names, self.categories, strict=True)
+        ]
+
     def take(self, rows: np.ndarray) -> "Dataset":
         """Returns the data set of some rows, in their order."""
         return dataclasses.replace(

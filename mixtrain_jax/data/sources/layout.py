@@ -17,6 +17,7 @@ from mixtrain_jax.data.sources import coco_lists, file_names, text_files, voc, y
 from mixtrain_jax.errors import UserError
 
 VAL_SHARE = 0.2  # of the images, where a folder has one split only
+_OTHER_TASKS = ("captions_", "person_keypoints_", "stuff_", "panoptic_", "image_info_")  # COCO's
 _LISTED = 20  # names of a COCO file that are tried to find its images
 _WORDS = {
     "train": "train",
@@ -215,15 +216,15 @@ def _yolo_folders(folder: str, tree: Sequence[str]) -> Layout | None:
     images = [path for path in tree if file_names.suffix(path) in file_names.SUFFIXES]
     texts = {path for path in tree if path.endswith(".txt")}
     labelled: dict[str, str] = {}  # folders of images, and those of their labels
-    first = ""
+    found_in: list[str] = []
     for path in images:
         found = next((each for each in yolo.label_files(path) if each in texts), None)
         if found is not None:
-            first = first or found
+            found_in.append(found)
             labelled.setdefault(os.path.dirname(path), os.path.dirname(found))
     if not labelled:
         return None
-    lines = text_files.read_lines(_join(folder, first))[:3]
+    lines = text_files.read_lines(_join(folder, found_in[0]))[:3]
     if any(yolo.parse(line) is None for line in lines):
         return None  # texts about the images, but no labels
     tops = _by_split(folder, labelled) or {"train": _common(labelled)}
@@ -233,7 +234,7 @@ def _yolo_folders(folder: str, tree: Sequence[str]) -> Layout | None:
         parts[split] = {"images": _join(folder, top), "annotations": _join(folder, theirs)}
     classes = yolo.names_beside(next(iter(parts.values()))["annotations"])
     if not classes:
-        lines = [line for path in texts for line in text_files.read_lines(_join(folder, path))]
+        lines = [line for path in found_in for line in text_files.read_lines(_join(folder, path))]
         found_labels = [box.label for box in map(yolo.parse, lines) if box is not None]
         classes = [f"class {number}" for number in range(max(found_labels, default=0) + 1)]
     return Layout("yolo", parts, classes)
@@ -250,6 +251,10 @@ def _coco_files(folder: str, tree: Sequence[str]) -> Layout | None:
     ]
     named = [path for path in files if os.path.basename(path).startswith("instances_")]
     named = named or [path for path in files if path.endswith("_annotations.coco.json")]
+    if named:  # others are of a split that has no such file, or for another task
+        splits = {_split(path) for path in named} | {None}
+        others = [path for path in files if not os.path.basename(path).startswith(_OTHER_TASKS)]
+        named += [path for path in others if path not in named and _split(path) not in splits]
     return _coco(folder, named or files) if files else None
 
 

@@ -32,7 +32,7 @@ def _yolo(part: Any, name: str, classes: tuple[str, ...]) -> Annotations:
     from mixtrain_jax.data.sources import yolo
 
     del name
-    return yolo.read(part.annotations, part.images, yolo.split_of(part.split), classes)
+    return yolo.read(part.annotations, part.images, part.split, classes)
 
 
 def _tfds(part: Any, name: str, classes: tuple[str, ...]) -> Annotations:
@@ -104,7 +104,9 @@ def read_annotations(config: Any, split: str) -> Annotations:
             "such as 'coco' or 'tfds:NAME'"
         )
     shared = config.val_share > 0 and split in ("train", "val")
-    where = config.train if shared else config[split]
+    read = "train" if shared else split
+    where = ConfigDict(config[read].to_dict())
+    where.split = where.split or read
     table = SOURCES[source](where, name, tuple(config.classes))
     if where.list:
         table = table.listed(where.list)

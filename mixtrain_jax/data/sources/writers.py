@@ -58,7 +58,7 @@ def write_coco(table: Annotations, folder: epath.Path, split: str, images: Image
         entry.update(own, id=entry["id"] if isinstance(entry["id"], int) else number)
     content["categories"] = [each | {"id": class_of[each["id"]]} for each in content["categories"]]
     _write(folder / "annotations" / f"instances_{split}.json", json.dumps(content))
-    _place(table, names, folder / "images" / split, images)
+    _place(table, names, folder / "images" / split, images, findings)
     return findings
 
 
@@ -109,7 +109,7 @@ def write_voc(table: Annotations, folder: epath.Path, split: str, images: Images
     _write(listing, "".join(f"{stem}\n" for stem in stems))
     classes = "".join(f"{category['name']}\n" for category in table.categories)
     storage.write(folder / "classes.txt", classes.encode())
-    _place(table, names, folder / "JPEGImages", images)
+    _place(table, names, folder / "JPEGImages", images, findings)
     return findings
 
 
@@ -136,7 +136,7 @@ def write_yolo(table: Annotations, folder: epath.Path, split: str, images: Image
         ]
         path = folder / "labels" / split / f"{stem}.txt"
         _write(path, "".join(f"{line}\n" for line in lines))
-    _place(table, names, folder / "images" / split, images)
+    _place(table, names, folder / "images" / split, images, findings)
     path = folder / "data.yaml"
     content = yaml.safe_load(storage.read(path)) if storage.exists(path) else {}
     content[split] = f"images/{split}"
@@ -198,18 +198,27 @@ def _write(path: epath.Path, text: str) -> None:
         raise UserError(f"{what}: its image's name is not UTF-8; rename the image") from None
 
 
-def _place(table: Annotations, names: Sequence[str], folder: epath.Path, images: Images) -> None:
-    """Copies or links the image files into a folder, under the names given."""
+def _place(
+    table: Annotations, names: Sequence[str], folder: epath.Path, images: Images, findings: Findings
+) -> None:
+    """Copies or links the image files into a folder, under the names given; counts what is lost."""
     if images == "none":
         return
+    lost = []
     for row, name in enumerate(names):
         target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
             raise UserError(f"{target} is there already; choose another --output")
-        if not table.paths:
-            target.write_bytes(table.content(row))
-        elif images == "link":
-            os.symlink(os.path.abspath(table.paths[row]), target)
-        else:
-            shutil.copyfile(table.paths[row], target)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not table.paths:
+                target.write_bytes(table.content(row))
+            elif images == "link":
+                os.symlink(os.path.abspath(table.paths[row]), target)
+            else:
+                shutil.copyfile(table.paths[row], target)
+        except FileNotFoundError as error:
+            lost.append(f"{table.files[row]} ({storage.reason(error)})")
+        except OSError as error:
+            raise UserError(f"cannot write {target}: {storage.reason(error)}") from None
+    findings.add(WARNING, lost, "images are not there to be copied", of="")

@@ -6,6 +6,7 @@ and what the classes are called; without it there are folders of images and labe
 classes.txt. A label file stands where its image does, with labels in place of images in its path.
 """
 
+import collections
 import math
 import os
 import posixpath
@@ -17,7 +18,7 @@ from etils import epath
 
 from mixtrain_jax.data.sources import file_names
 from mixtrain_jax.data.sources.annotations import Annotations, from_lists
-from mixtrain_jax.data.sources.report import LEFT_OUT, MENDED, NOTE, Findings
+from mixtrain_jax.data.sources.report import LEFT_OUT, MENDED, NOTE, WARNING, Findings
 from mixtrain_jax.data.sources.text_files import read_lines, read_text
 from mixtrain_jax.errors import UserError
 from mixtrain_jax.runtime import storage
@@ -65,6 +66,7 @@ def read(annotations: str, images: str, split: str, classes: Sequence[str] = ())
     points = 0
     if annotations.lower().endswith(YAML):
         content = read_yaml(annotations)
+        split = split_of(split)
         pairs = list(_of_yaml(annotations, content, split))
         names = list(classes) or names_of(annotations, content)
         points = _points_of(annotations, content)
@@ -75,7 +77,7 @@ def read(annotations: str, images: str, split: str, classes: Sequence[str] = ())
         raise UserError(f"{images or annotations}: no images in the '{split}' split")
     pairs = _named_apart(_once(pairs, findings))
     table, boxes = [], []
-    bare, wrong, polygons, more = list[str](), list[str](), list[str](), list[str]()
+    bare, wrong, polygons, more, twice = (list[str]() for _ in range(5))
     used: set[str] = set()
     for row, (name, path, candidates) in enumerate(pairs):
         table.append((name, path, (0, 0)))
@@ -84,6 +86,8 @@ def read(annotations: str, images: str, split: str, classes: Sequence[str] = ())
             bare.append(name)
             continue
         again = os.path.normpath(label_file) in used  # of 1.jpg and 1.png
+        if again:
+            twice.append(f"{name} ({label_file})")
         used.add(os.path.normpath(label_file))
         for number, line in enumerate(read_text(label_file, "label file").splitlines(), 1):
             if not line.strip():
@@ -100,6 +104,9 @@ def read(annotations: str, images: str, split: str, classes: Sequence[str] = ())
     findings.add(LEFT_OUT, wrong, "lines that are no box", of="")
     findings.add(MENDED, polygons, "polygons became the boxes around them", of="")
     findings.add(MENDED, more, "boxes have numbers after them, which are not looked at", of="")
+    findings.add(
+        WARNING, twice, "images have the label file of another image of their name, too", of=""
+    )
     findings.add(NOTE, bare, "images have no label file and are taken as without objects", of="")
     if len(bare) == len(table):
         raise UserError(
@@ -121,8 +128,11 @@ def read(annotations: str, images: str, split: str, classes: Sequence[str] = ())
 
 
 def split_of(name: str) -> str:
-    """Which of train, val and test a split's name means."""
-    return next((split for split, names in SPLITS.items() if name in names), "train")
+    """Which of train, val and test a split's name means; raises UserError if it is no such name."""
+    for split, names in SPLITS.items():
+        if name.lower() in names:
+            return split
+    raise UserError(f"config.data.*.split is {name!r}: of a data.yaml choose train, val or test")
 
 
 def parse(line: str, points: int = 0) -> Box | None:
@@ -136,7 +146,7 @@ def parse(line: str, points: int = 0) -> Box | None:
         label, *numbers = (float(part) for part in line.replace(",", " ").split())
     except ValueError:
         return None
-    if label < 0 or label != int(label) or not all(map(math.isfinite, numbers)):
+    if not all(map(math.isfinite, (label, *numbers))) or label < 0 or label != int(label):
         return None
     if len(numbers) in (4, 5) or (points and len(numbers) == 4 + points):
         x, y, w, h = numbers[:4]
@@ -248,14 +258,21 @@ def _of_yaml(path: str, content: dict[str, Any], split: str) -> Iterator[Pair]:
 
 
 def _of_folders(images: str, labels: str) -> Iterator[Pair]:
-    """Of each image its name, its path, and where its label file may be."""
-    for name in file_names.Folder(images or labels).images():
+    """Of each image its name, its path, and where its label file may be.
+
+    Labels without the images' folders go by the name alone, if one image has it.
+    """
+    names = list(file_names.Folder(images or labels).images())
+    stems = {os.path.splitext(name)[0] for name in names}
+    bases = collections.Counter(posixpath.basename(stem) for stem in stems)
+    for name in names:
         path = posixpath.join(images or labels, name)
         candidates = label_files(path)
         if labels:
             stem = os.path.splitext(name)[0]
             near = [posixpath.join(labels, f"{stem}.txt")]
-            near.append(posixpath.join(labels, f"{posixpath.basename(stem)}.txt"))
+            if bases[posixpath.basename(stem)] == 1:
+                near.append(posixpath.join(labels, f"{posixpath.basename(stem)}.txt"))
             candidates = near
         yield name, path, candidates
 
@@ -303,9 +320,16 @@ def _labels_beside(pairs: Sequence[Pair]) -> set[str]:
         os.path.normpath(f"{folder}/{name}")
         for folder in folders
         for name in _text_files(folder)
-        if name not in _NAME_FILES and not re.fullmatch(r"(train|val|valid|test).*\.txt", name)
-        if os.path.splitext(name)[0] not in pictured
+        if name not in _NAME_FILES and os.path.splitext(name)[0] not in pictured
+        if not _lists_a_split(f"{folder}/{name}")
     }
+
+
+def _lists_a_split(path: str) -> bool:
+    """Whether a file is a split's list of images, by its name and its first line."""
+    if not re.match(r"(train|val|test)", posixpath.basename(path)):
+        return False
+    return any(parse(line) is None for line in read_lines(path)[:1])
 
 
 def _text_files(folder: str) -> list[str]:
