@@ -1,7 +1,7 @@
 """A bucket on loopback: gcp-storage-emulator, with faults that a test can ask for.
 
-A request that meets a fault is answered 503, answered late, or its connection is cut in the middle
-of what it sends. `Bucket.environment` sends every library of a process to this bucket.
+A request that meets a fault is answered 503 or 403, answered late, or its connection is cut in the
+middle of what it sends. `Bucket.environment` sends every library of a process to this bucket.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ class Fault:
     """What happens to the next `times` requests of a method (or any) whose path holds a text.
 
     Attributes:
-      kind: "503", "slow" or "cut".
+      kind: "503", "403", "slow" or "cut".
       seconds: how late a slow answer is.
       met: how many requests have met it.
     """
@@ -107,9 +107,9 @@ class Bucket:
                 with bucket.lock:
                     bucket.requests.append((method, self.path))
                     fault = bucket.fault(method, self.path)
-                if fault is not None and fault.kind == "503":
+                if fault is not None and fault.kind.isdecimal():
                     self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                    self.send_response(503)
+                    self.send_response(int(fault.kind))
                     self.send_header("Content-Length", "0")
                     self.end_headers()
                     return

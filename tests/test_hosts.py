@@ -145,21 +145,24 @@ def test_a_host_whose_reading_hangs_is_named_by_all(shapes, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_slow_reader_is_waited_for(shapes, tmp_path):
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_slow_reader_is_waited_for(shapes, tmp_path, split):
     """One host reads nothing for longer than XLA lets the devices of a CPU wait for each other."""
     folder = tmp_path / "images"
-    shutil.copytree(shapes / "train", folder)
+    shutil.copytree(shapes / split, folder)
     kept = {path: path.read_bytes() for path in folder.iterdir()}
     run = pair(
         shapes,
         tmp_path / "run",
-        each=[[], [f"--config.data.train.images={folder}"]],
+        each=[[], [f"--config.data.{split}.images={folder}"]],
         steps=60,
     )
     run.wait_for("\nstep  3/")
     for path in kept:
         path.unlink()
         os.mkfifo(path)
+    if split == "val":  # which is read after the last step
+        run.wait_for("\nstep 60/")
     time.sleep(50)
     for path, content in kept.items():
         pipe = os.open(path, os.O_RDWR)  # lets those that read it already come to an end

@@ -284,7 +284,8 @@ def test_a_runs_best_checkpoint_can_be_chosen(tmp_path):
     for step, ap in ((1, 0.2), (2, 0.1)):
         tree = {"a": np.full(2, step, np.float32)}
         state = TrainState(np.array(step, np.int32), tree, tree, tree)
-        checkpoints.save(step, state, {}, {"AP": ap})
+        checkpoints.save(step, state, {})
+        checkpoints.record(step, {"AP": ap})
     checkpoints.close()
     for source, step in ((f"{tmp_path}:best", 1), (str(tmp_path), 2)):
         params, meta = checkpoint.load_weights(source, "student")

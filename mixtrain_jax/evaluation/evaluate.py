@@ -7,13 +7,14 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
+from mixtrain_jax.config import agreement
 from mixtrain_jax.config.resolve import resolve
 from mixtrain_jax.data.sources.dataset import Dataset
 from mixtrain_jax.data.sources.load import load_dataset
 from mixtrain_jax.errors import UserError
 from mixtrain_jax.evaluation import coco, detect, error_page
 from mixtrain_jax.evaluation.detect import Weights
-from mixtrain_jax.runtime import hosts, parallel, storage
+from mixtrain_jax.runtime import parallel, storage
 
 
 def evaluate(
@@ -45,9 +46,7 @@ def evaluate(
     check_categories(weights.source, weights.meta, dataset)
     detect.check_parameters(weights.source, weights.params, config.model)
     step = weights.meta.get("step")
-    hosts.same_everywhere(
-        {"the step of the checkpoint": step, "the number of images": len(dataset)}
-    )
+    agreement.check(config, [dataset], step, weights.params)
 
     parallel.say(dataset.report)
     about = detect.describe(weights, config.data.val.scale)

@@ -68,23 +68,16 @@ class Checkpoints:
         scores = hosts.from_first("scores", _read_scores(self.directory))
         self._scores = {int(step): ap for step, ap in scores.items()}
 
-    def save(
-        self,
-        step: int,
-        state: TrainState,
-        meta: dict[str, Any],
-        metrics: dict[str, Any] | None = None,
-    ) -> None:
+    def save(self, step: int, state: TrainState, meta: dict[str, Any]) -> None:
         """Starts to save a state; training may continue at once, as the arrays are copied first.
 
-        A step that is saved already is left as it is, and only the metrics are recorded. What goes
-        wrong in the background is raised by the next `save` or `wait`.
+        A step that is saved already is left as it is. What goes wrong in the background is raised
+        by the next `save` or `wait`.
 
         Args:
           step: number of steps taken.
           state: its arrays are on this host as a whole (replicated).
           meta: JSON that describes the model; `restore_latest` compares it.
-          metrics: as `record` takes them.
 
         Raises:
           UserError: this or an earlier checkpoint could not be written.
@@ -94,8 +87,6 @@ class Checkpoints:
             if step not in self._manager.all_steps():
                 told = {**meta, "step": step, "proven": self.proven}
                 self._manager.save(step, args=composite(_parts(state), told))
-        if metrics is not None:
-            self.record(step, metrics)
 
     def record(self, step: int, metrics: dict[str, Any]) -> None:
         """Notes what evaluation found at a saved step; the one with the highest "AP" is kept.
@@ -104,8 +95,19 @@ class Checkpoints:
           UserError: the note cannot be written.
         """
         self._scores[step] = float(metrics["AP"])
+        self._write_scores()
+
+    def _write_scores(self) -> None:
         if hosts.index() == 0:
             storage.write_json(self.directory / "scores.json", self._scores)
+
+    def _forget_after(self, step: int) -> None:
+        """Drops what was noted of later steps, which the run will come to anew."""
+        if any(scored > step for scored in self._scores):
+            self._scores = {s: ap for s, ap in self._scores.items() if s <= step}
+            self._write_scores()
+        if hosts.index() == 0 and _noted_as_proven(self.directory) > step:
+            storage.delete(self.directory / PROVEN)
 
     def note_all_proven(self, step: int) -> None:
         """Notes that the weights after `step`, the last, gave finite numbers once more.
@@ -118,11 +120,7 @@ class Checkpoints:
 
     def all_proven(self, step: int) -> bool:
         """Whether that was noted of this step; the same answer on all hosts."""
-        try:
-            noted = json.loads(storage.read(self.directory / PROVEN))
-        except (FileNotFoundError, ValueError):
-            noted = None
-        return bool(hosts.from_first("all proven", noted == step))
+        return bool(hosts.from_first("all proven", _noted_as_proven(self.directory) == step))
 
     def scores(self) -> dict[int, float]:
         """AP by step, of the checkpoints that were evaluated."""
@@ -172,6 +170,7 @@ class Checkpoints:
         if hosts.index() == 0:
             for step in suspects:
                 storage.rename(self.directory / str(step), _free_name(self.directory, step))
+        hosts.from_first("suspects aside", True)  # whoever ends before ends the first host too
         told = ", ".join(map(str, suspects))
         good = [step for step in steps if step < self.proven]
         newest_good = f"the newest good checkpoint is {max(good)}" if good else "none is left"
@@ -192,7 +191,7 @@ class Checkpoints:
         """Reads the newest checkpoint, or the one before when the newest is damaged.
 
         A damaged one is renamed to `damaged-STEP`, with a warning, so that its step can be saved
-        again.
+        again. Scores of later steps are forgotten: they were another way's.
 
         Args:
           target: a state of the shapes and dtypes expected (`jax.eval_shape` gives one).
@@ -206,6 +205,7 @@ class Checkpoints:
         """
         found = self._read_newest()
         if found is None:
+            self._forget_after(0)
             return None
         path, arrays, saved = found
         self.proven = saved.pop("proven", 0)  # what the run knew of the ones before when it saved
@@ -213,6 +213,7 @@ class Checkpoints:
         expected = {name: leaf for part in _parts(target).values() for name, leaf in part.items()}
         same_model.check_arrays(path, expected, arrays)
         step = saved["step"]
+        self._forget_after(step)
         state: dict[str, Any] = {
             part: jax.tree.unflatten(
                 jax.tree.structure(getattr(target, part)), [arrays[name] for name in names]
@@ -259,6 +260,15 @@ class Checkpoints:
                 f"host {hosts.index()} cannot read {path}, which host 0 has read "
                 f"({one_line(error)}); is the workdir shared by all hosts?"
             ) from error
+
+
+def _noted_as_proven(directory: epath.Path) -> int:
+    """The step that `note_all_proven` noted; -1 where there is none."""
+    try:
+        noted = json.loads(storage.read(directory / PROVEN))
+    except (FileNotFoundError, ValueError):
+        return -1
+    return noted if isinstance(noted, int) else -1
 
 
 def _free_name(directory: epath.Path, step: int | str, why: str = "suspect") -> str:

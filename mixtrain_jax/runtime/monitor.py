@@ -210,18 +210,31 @@ class _Appended:
     def __init__(self, path: epath.Path):
         self._path = path
         self._local = storage.is_local(path)
+        self._first: Callable[[bytes], bytes] | None = None  # until the old content is read
         self._content = b""
         self._uploaded = time.monotonic()
 
     def start(self, first: Callable[[bytes], bytes]) -> None:
-        """Writes what `first` makes of the content there is."""
+        """Writes what `first` makes of the content there is.
+
+        Where that cannot be read, the next upload begins with it again: nothing is written over.
+        """
+        self._first = first
+        self._put_first()
+
+    def _put_first(self) -> None:
+        if self._first is None:
+            return
         try:
-            content = first(storage.read(self._path))
+            content = self._first(storage.read(self._path))
         except FileNotFoundError:
             content = b""
-        storage.write(self._path, content)
-        if not self._local:
-            self._content = content
+        self._first = None
+        if self._local:
+            storage.write(self._path, content)
+        else:
+            self._content = content + self._content
+            storage.write(self._path, self._content)
 
     def add(self, content: bytes) -> None:
         if self._local:
@@ -235,6 +248,7 @@ class _Appended:
     def close(self) -> None:
         if not self._local:
             self._uploaded = time.monotonic()
+            self._put_first()
             storage.write(self._path, self._content)
 
 

@@ -6,6 +6,7 @@ Used by `checkpoint` alone, which knows what a run and a train state are.
 import asyncio.log
 import contextlib
 import logging as logging_module
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -31,6 +32,10 @@ NOT_WRITABLE = (
     "Permission denied",
     "RESOURCE_EXHAUSTED",
 )
+
+
+# Tensorstore's words for what is no damage.
+_NOT_READ = ("PERMISSION_DENIED", "UNAUTHENTICATED", "RESOURCE_EXHAUSTED", "Too many open files")
 
 
 def quiet_orbax() -> None:
@@ -93,7 +98,13 @@ def finished_steps(directory: epath.Path) -> list[int]:
 
 
 def _is_finished(path: epath.Path) -> bool:
-    return bool(storage.attempt("read", path, lambda: ocp.utils.is_checkpoint_finalized(path)))
+    """Whether a folder is a checkpoint as a whole: by orbax's mark, or by its name alone.
+
+    Asked itself, orbax says no where a server or a disk gives no answer.
+    """
+    if os.fspath(path).startswith("gs://"):
+        return storage.exists(path / "commit_success.txt")
+    return storage.is_directory(path)  # elsewhere it has its name when it is whole
 
 
 @contextlib.contextmanager
@@ -137,7 +148,9 @@ def _refused(error: Exception) -> bool:
     if isinstance(error, OSError):
         missing = FileNotFoundError | NotADirectoryError | IsADirectoryError
         return error.errno is not None and not isinstance(error, missing)
-    return any(words in str(error) for words in ("PERMISSION_DENIED", "UNAUTHENTICATED"))
+    if isinstance(error, MemoryError):
+        return True
+    return any(words in str(error) for words in _NOT_READ)
 
 
 def _read(path: epath.Path, parts: tuple[str, ...]) -> tuple[Flat, dict[str, Any]]:

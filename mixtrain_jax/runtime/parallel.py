@@ -175,6 +175,9 @@ def collect(entries: list[Any]) -> list[Any]:
     """Joins the hosts' lists of plain JSON values in the hosts' order; every host gets all."""
     if jax.process_count() == 1:
         return entries
+    hosts.waits(hosts.FOR_OTHERS)  # here, and not in a sum over devices, which gives up sooner
+    hosts.from_all("collect", True)
+    hosts.waits("computing")
     text = np.frombuffer(json.dumps(entries).encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.array(len(text)))
     texts = multihost_utils.process_allgather(np.pad(text, (0, int(sizes.max()) - len(text))))
@@ -266,11 +269,13 @@ def start(
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
     given = coordinator, processes, process
-    if any(value is not None for value in given):
+    if jax.distributed.is_initialized():  # a further run of this program
+        pass
+    elif any(value is not None for value in given):
         _join(*given)
     elif (how := launchers.found(os.environ, len(glob.glob("/dev/nvidia[0-9]*")))) is not None:
         _initialize(**how)
-    elif _on_cloud_tpu():
+    elif _on_cloud_tpu() and not _alone_already():
         with contextlib.suppress(ValueError):  # a machine with a TPU that is no Cloud TPU VM
             _initialize()
     hosts.start_watch()
@@ -302,6 +307,24 @@ def _initialize(**which: Any) -> None:
     # come together, later one may compile for minutes longer.
     meet = jax.pmap(sum_over_devices, axis_name=AXIS)(np.ones(jax.local_device_count()))
     jax.block_until_ready(meet)
+
+
+def _alone_already() -> bool:
+    """Whether JAX's devices have started, and this process has all there are.
+
+    Raises:
+      UserError: it has some of several hosts', which can no longer join.
+    """
+    from jax._src import xla_bridge
+
+    if not xla_bridge.backends_are_initialized():
+        return False
+    if jax.process_count() > 1:
+        raise UserError(
+            "JAX was used before this run, and so the hosts cannot join; start a fresh process on "
+            "each, and train first"
+        )
+    return True
 
 
 def _on_cloud_tpu() -> bool:

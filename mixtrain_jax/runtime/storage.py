@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import random
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -69,12 +70,29 @@ def absolute(path: epath.PathLike) -> epath.Path:
 
 def exists(path: epath.PathLike) -> bool:
     """Whether there is a file or folder; raises StorageError where that cannot be told."""
-    return attempt("read", path, epath.Path(path).exists)
+    return _kind(path) is not None
 
 
 def is_directory(path: epath.PathLike) -> bool:
     """Whether there is a folder; raises StorageError where that cannot be told."""
-    return attempt("read", path, epath.Path(path).is_dir)
+    return _kind(path) == "directory"
+
+
+def _kind(path: epath.PathLike) -> str | None:
+    """What is at a path: "directory", "file" or the like; None where nothing is.
+
+    The libraries' own tests answer no where a server or a disk gives no answer at all.
+    """
+
+    def look() -> str | None:
+        try:
+            if is_local(path):
+                return "directory" if stat.S_ISDIR(os.stat(path).st_mode) else "file"
+            return str(_object_store(path).info(os.fspath(path))["type"])
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # or no name of a file
+            return None
+
+    return attempt("read", path, look)
 
 
 def names(path: epath.PathLike) -> list[str]:
@@ -173,14 +191,18 @@ def attempt(verb: str, path: epath.PathLike, what: Callable[[], T]) -> T:
       what: it can be called again when it has failed.
 
     Raises:
-      FileNotFoundError: as it came.
+      FileNotFoundError: as it came, of what is read, listed or deleted.
       StorageError: the function failed in any other way, for good or for `PATIENCE` seconds.
     """
     end, pause = time.monotonic() + PATIENCE, 0.5
     while True:
         try:
             return what()
-        except (FileNotFoundError, StorageError):
+        except FileNotFoundError as error:
+            if verb in ("write", "rename"):
+                raise StorageError(f"cannot {verb} {path}: no such bucket or folder") from error
+            raise
+        except StorageError:
             raise
         except ImportError as error:
             raise StorageError(f"cannot {verb} {path}: {error}; pip install gcsfs") from error

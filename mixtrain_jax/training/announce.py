@@ -110,7 +110,9 @@ def memory(config: Any, machine: Machine) -> None:
 def patience(config: Any, val: Dataset | None) -> None:
     """Warns where training cannot stop early although it is asked to."""
     asked, every = config.eval.patience, config.eval.every
-    if asked and (val is None or not every or (asked + 1) * every >= config.steps):
+    if asked and val is not None and not val.boxes.counts.any():
+        logging.warning("config.eval.patience = %d has no effect: val has no objects.", asked)
+    elif asked and (val is None or not every or (asked + 1) * every >= config.steps):
         logging.warning(
             "config.eval.patience = %d has no effect: in %d steps there are %d evaluations before "
             "the last; lower config.eval.every.",

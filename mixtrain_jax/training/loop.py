@@ -9,7 +9,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from mixtrain_jax.config import saved
+from mixtrain_jax.config import agreement, saved
 from mixtrain_jax.config.resolve import resolve
 from mixtrain_jax.data.input import batches, plan
 from mixtrain_jax.data.input.read_errors import ReadErrors
@@ -25,7 +25,6 @@ from mixtrain_jax.pages import fonts
 from mixtrain_jax.runtime import checkpoint, hosts, machine, parallel, signals
 from mixtrain_jax.runtime.monitor import Monitor, due
 from mixtrain_jax.training import (
-    agreement,
     announce,
     pictures,
     restart,
@@ -95,7 +94,8 @@ def train(
 
     restored = checkpoints.restore_latest(shapes, {"categories": meta["categories"]})
     first, start, _ = (begin(), 0, None) if restored is None else restored
-    agreement.check(config, train_set, val_set, start, first)
+    sets = [train_set] if val_set is None else [train_set, val_set]
+    agreement.check(config, sets, start, first)
     state: TrainState = parallel.replicate(first)
     del first, restored  # a whole state on the host
 

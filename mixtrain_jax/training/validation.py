@@ -85,11 +85,13 @@ def best_step(scores: Mapping[int, float], step: int) -> int:
 def without_gain(scores: Mapping[int, float], step: int) -> int:
     """How many evaluations up to `step` have passed since the best AP; an equal one is no better.
 
+    An AP of -1 is none: nothing is there to be found.
+
     Args:
       scores: AP by step.
       step: later scores, of a run that has gone back to an older checkpoint, do not count.
     """
-    past = [s for s in scores if s <= step]
+    past = [s for s in scores if s <= step and scores[s] >= 0]
     best = best_step(scores, step) if past else 0
     return sum(s > best for s in past)
 

@@ -94,8 +94,9 @@ def test_keeps_the_newest_and_the_best(tmp_path):
     checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
     for step, ap in [(1, 0.1), (2, 0.5), (3, None), (4, 0.3), (5, float("nan")), (6, None)]:
         checkpoints.proven = step
-        metrics = None if ap is None else {"AP": ap}
-        checkpoints.save(step, make_state(step), META, metrics)
+        checkpoints.save(step, make_state(step), META)
+        if ap is not None:
+            checkpoints.record(step, {"AP": ap})
     checkpoints.close()
     # The last is not proven yet, so two good ones are kept beside it.
     assert steps_on_disk(tmp_path) == [2, 4, 5, 6]
@@ -109,12 +110,30 @@ def test_keeps_the_newest_and_the_best(tmp_path):
     assert steps_on_disk(tmp_path) == [6, 7, 8]
 
 
-def test_saving_a_step_twice_keeps_the_first_and_records_metrics(tmp_path):
+@pytest.mark.parametrize("kept", [(1,), ()])
+def test_a_run_that_goes_back_forgets_what_it_knew_of_later_steps(tmp_path, kept):
+    checkpoints = checkpoint.Checkpoints(tmp_path, keep=4)
+    for step in (1, 2, 3):
+        checkpoints.save(step, make_state(step), META)
+        checkpoints.record(step, {"AP": step / 10})
+    checkpoints.note_all_proven(3)
+    checkpoints.close()
+    for step in {1, 2, 3} - {*kept}:
+        shutil.rmtree(tmp_path / "checkpoints" / str(step))
+    with checkpoint.Checkpoints(tmp_path, keep=4) as again:
+        assert again.all_proven(3)
+        found = again.restore_latest(make_state(), META)
+        assert (found and found[1]) == (kept[0] if kept else None)
+        assert again.scores() == {step: step / 10 for step in kept}
+        assert not again.all_proven(3)
+    assert checkpoint.Checkpoints(tmp_path).scores() == {step: step / 10 for step in kept}
+
+
+def test_saving_a_step_twice_keeps_the_first(tmp_path):
     checkpoints = checkpoint.Checkpoints(tmp_path)
     checkpoints.save(1, make_state(1), META)
-    checkpoints.save(1, make_state(2), META, {"AP": 0.25})
+    checkpoints.save(1, make_state(2), META)
     checkpoints.close()
-    assert checkpoints.scores() == {1: 0.25}
     assert_same(restore(tmp_path)[0], make_state(1))
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from mixtrain_jax.errors import UserError
 from mixtrain_jax.runtime import checkpoint, orbax_files, storage
 from tests.bucket import Fault
 from tests.runtime import test_checkpoint as local
@@ -38,6 +39,19 @@ def test_a_hiccup_while_reading_is_read_over(bucket):
     assert newest_loss(workdir) == 2
     assert all(fault.met for fault in bucket.faults)
     assert not [name for name in bucket.names("hiccup/") if "damaged" in name]
+
+
+def test_one_answer_that_is_refused_takes_no_checkpoint_away(bucket):
+    workdir = saved("refused")
+    before = bucket.names("refused/")
+    bucket.faults.append(Fault("403", method="GET", holds="2/commit_success.txt", times=9))
+    bucket.faults.append(Fault("403", method="GET", holds="2%2Fcommit_success.txt", times=9))
+    with pytest.raises(UserError, match="cannot read gs://bucket/refused"):
+        checkpoint.Checkpoints(workdir)
+    assert all(fault.met for fault in bucket.faults)
+    bucket.faults.clear()
+    assert bucket.names("refused/") == before
+    assert newest_loss(workdir) == 2
 
 
 def test_a_server_that_does_not_answer_is_told_and_nothing_is_renamed(bucket, monkeypatch):

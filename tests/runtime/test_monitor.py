@@ -4,8 +4,10 @@ import re
 
 import numpy as np
 import pytest
+from etils import epath
 
 from mixtrain_jax.runtime import event_files, monitor
+from tests.bucket import Fault
 
 
 class Clock:
@@ -109,6 +111,21 @@ def test_a_resumed_run_reads_like_one_never_stopped(tmp_path, capsys):
     m.close()
     assert [r["step"] for r in records(tmp_path)] == [10, 20, 30, 40]
     assert re.findall(r"step (\d+)/40", capsys.readouterr().out) == ["10", "20", "30", "30", "40"]
+
+
+def test_lines_that_could_not_be_read_at_the_start_are_not_written_over(bucket, caplog):
+    workdir = epath.Path("gs://bucket/curves")
+    m = monitor.Monitor(workdir, 40, batch_size=1)
+    m.log(10, {"loss": 10})
+    m.close()
+    fault = Fault("403", "GET", holds="metrics.jsonl")
+    bucket.faults.append(fault)
+    m = monitor.Monitor(workdir, 40, batch_size=1, start_step=10)
+    m.log(20, {"loss": 20})
+    m.close()
+    assert fault.met == 1 and "Logs are incomplete" in caplog.text
+    lines = bucket.content("curves/metrics.jsonl").decode().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [10, 20]
 
 
 def test_numbers_that_are_not_finite_are_null_in_json(tmp_path):

@@ -2,9 +2,12 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from mixtrain_jax.config import load
+from mixtrain_jax.errors import UserError
+from mixtrain_jax.runtime import hosts, parallel
 
 AHEAD = """
 import jax, numpy as np
@@ -101,3 +104,15 @@ def test_in_two_processes_too(tmp_path):
         said, trouble = process.communicate(timeout=300)
         assert process.returncode == 0, trouble
         assert said.endswith("the same\n")
+
+
+def test_a_second_run_of_a_program_goes_on_alone(monkeypatch):
+    """On a Cloud TPU machine too, where the first would join what it finds."""
+    jax.devices()
+    monkeypatch.setattr(parallel, "_on_cloud_tpu", lambda: True)
+    monkeypatch.setattr(parallel, "_initialize", lambda **_: pytest.fail("JAX's devices are up"))
+    parallel.start()
+    hosts.finish()
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match="JAX was used before this run"):
+        parallel.start()

@@ -94,6 +94,40 @@ def test_errors_that_pass_are_tried_again_and_others_are_not(tmp_path, hasty):
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize("passes", [True, False])
+def test_what_cannot_be_told_is_not_taken_for_no(tmp_path, hasty, monkeypatch, passes):
+    """A network's file system that fails for a moment; a folder that may not be looked into."""
+    (tmp_path / "2000").mkdir()
+    error = OSError(errno.ESTALE, "Stale") if passes else PermissionError(errno.EACCES, "Denied")
+    tries = []
+
+    def stat(path, stat=os.stat):
+        tries.append(path)
+        if len(tries) == 1:
+            raise error
+        return stat(path)
+
+    monkeypatch.setattr(storage.os, "stat", stat)
+    for look in (storage.exists, storage.is_directory):
+        tries.clear()
+        if passes:
+            assert look(tmp_path / "2000") and len(tries) == 2
+        else:
+            with pytest.raises(storage.StorageError, match="cannot read .*2000: Denied"):
+                look(tmp_path / "2000")
+    monkeypatch.undo()
+    assert not storage.exists(tmp_path / "2001") and not storage.exists(tmp_path / "a\0b")
+
+
+def test_a_bucket_that_is_not_there_is_one_line(bucket):
+    for write in (
+        lambda: storage.write("gs://nosuch/run/lock", b""),
+        lambda: storage.rename("gs://bucket/nothing", "other"),
+    ):
+        with pytest.raises(storage.StorageError, match="no such bucket or folder"):
+            write()
+
+
 def test_patience_ends_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "PATIENCE", 0.0)
 

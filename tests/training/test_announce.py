@@ -97,11 +97,12 @@ def test_other_errors_stay_what_they_are():
 @pytest.mark.parametrize(
     ("patience", "every", "val", "warned"),
     [(0, 0, True, False), (3, 0, True, True), (3, 20, True, False), (3, 25, True, True),
-     (3, 20, False, True)],
+     (3, 20, False, True), (3, 20, "empty", True), (0, 20, "empty", False)],
 )  # fmt: skip
 def test_a_patience_without_effect_is_a_warning(warnings, patience, every, val, warned):
     asked = types.SimpleNamespace(
         steps=100, eval=types.SimpleNamespace(patience=patience, every=every)
     )
-    announce.patience(asked, images((64, 64)) if val else None)
+    boxes = types.SimpleNamespace(counts=np.array([0, 0 if val == "empty" else 2]))
+    announce.patience(asked, types.SimpleNamespace(boxes=boxes) if val else None)
     assert bool(warnings) == warned

@@ -92,6 +92,7 @@ def test_both_sets_of_weights_are_logged_and_the_student_chooses_the_best(made, 
         ({1: 0.1, 2: 0.3, 3: 0.2, 4: 0.3}, 4, 2),  # an equal score is no better
         ({1: 0.1, 2: 0.3, 3: 0.2, 4: 0.4}, 3, 1),  # step 4 is of a future that was given up
         ({4: 0.4}, 3, 0),
+        ({1: -1.0, 2: -1.0, 3: -1.0}, 3, 0),  # nothing is there to be found
     ],
 )
 def test_evaluations_without_gain(scores, step, passed):

@@ -1,7 +1,7 @@
-"""What all hosts of a run must have in common, compared once before the first step.
+"""What all hosts must have in common, compared once before they train or evaluate together.
 
 Two hosts with other seeds, data or code would train to the end without a word and give garbage: the
-sum over devices adds whatever comes.
+sum over devices adds whatever comes, and one score is made of all hosts' detections.
 """
 
 import functools
@@ -9,6 +9,7 @@ import hashlib
 import pathlib
 import re
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,33 +19,29 @@ import mixtrain_jax
 from mixtrain_jax.config.compare import flat
 from mixtrain_jax.data.sources.dataset import Dataset
 from mixtrain_jax.runtime import hosts
-from mixtrain_jax.types import TrainState
 
 # Fields in which hosts may differ: where each finds the same files, and how it reads them.
 _OWN = re.compile(r"data\.(workers|max_bad_share|\w+\.(annotations|images|list))|init_from")
 
 
-def check(
-    config: Any, train_set: Dataset, val_set: Dataset | None, step: int, state: TrainState
-) -> None:
+def check(config: Any, datasets: Sequence[Dataset], step: int | None, weights: Any) -> None:
     """Compares this host's fingerprint with those of all others.
 
     Args:
       config: the whole config, resolved.
-      train_set: what is trained on.
-      val_set: what is evaluated on, if anything is.
-      step: steps taken so far.
-      state: the train state to start from, as numpy arrays.
+      datasets: what is trained on, and what is evaluated on.
+      step: steps taken so far; None of weights that tell none.
+      weights: the train state to start from, or parameters, as a tree of numpy arrays.
 
     Raises:
       UserError: a host differs; it and the first differing field are named.
     """
     if hosts.count() > 1:
-        hosts.same_everywhere(fingerprint(config, train_set, val_set, step, state))
+        hosts.same_everywhere(fingerprint(config, datasets, step, weights))
 
 
 def fingerprint(
-    config: Any, train_set: Dataset, val_set: Dataset | None, step: int, state: TrainState
+    config: Any, datasets: Sequence[Dataset], step: int | None, weights: Any
 ) -> dict[str, Any]:
     """What has to be the same on all hosts, by the name that a message gives it."""
     fields: dict[str, Any] = {
@@ -55,7 +52,7 @@ def fingerprint(
     for name, value in flat(config).items():
         if not _OWN.fullmatch(name):
             fields[f"config.{name}"] = repr(value)
-    for dataset in filter(None, (train_set, val_set)):
+    for dataset in datasets:
         fields[f"the categories of {dataset.name}"] = repr(dataset.categories)
         fields[f"the number of images of {dataset.name}"] = len(dataset)
         fields[f"the image ids of {dataset.name}"] = _digest([dataset.image_ids, dataset.sizes])
@@ -63,7 +60,7 @@ def fingerprint(
             [dataset.boxes.starts, dataset.boxes.values, dataset.labels.values]
         )
     fields["the step to start from"] = step
-    fields["the parameters to start from"] = _digest(jax.tree.leaves(state))
+    fields["the parameters to start from"] = _digest(jax.tree.leaves(weights))
     return fields
 
 

@@ -3,14 +3,13 @@
 import numpy as np
 import pytest
 
-from mixtrain_jax.config import load
+from mixtrain_jax.config import agreement, load
 from mixtrain_jax.config.resolve import resolve
 from mixtrain_jax.data.sources.annotations import from_lists
 from mixtrain_jax.data.sources.dataset import assemble
 from mixtrain_jax.data.sources.image_files import Reading
 from mixtrain_jax.errors import UserError
 from mixtrain_jax.runtime import hosts
-from mixtrain_jax.training import agreement
 
 CONFIG = load.load("faster", {"steps": "1000"})
 STATE = {"a": np.arange(6.0).reshape(2, 3), "b": np.zeros(2, np.float32)}
@@ -32,7 +31,7 @@ def dataset(width=30, right=20, category="cat", label=0, of=(0, 0)):
 
 def told(config=CONFIG, train=None, step=3, state=STATE):
     config = resolve(config, classes=2)
-    return agreement.fingerprint(config, train or dataset(), None, step, state)
+    return agreement.fingerprint(config, [train or dataset()], step, state)
 
 
 def other(tree):
