@@ -68,10 +68,10 @@ def predict(
     asked = load.override_all(asked, {"model.roi_head.score_threshold": str(floor)})
     stems = plain_images.find(images, without=output)
     pictures = choose_outputs(stems, output, save_as)
-    reports = result_files.files_of(output, stems, form)
-    result_files.claim(output, [*pictures.values(), *reports])
     weights = detect.read_weights(source, which)
     config, categories = settle(asked, weights)
+    reports = result_files.files_of(output, stems, form)
+    result_files.claim(output, [*pictures.values(), *reports])
     parallel.say(detect.describe(weights, config.data.val.scale))
 
     dataset = plain_images.dataset(list(stems), config.data)
