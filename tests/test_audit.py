@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import pathlib
 import shutil
 
 import numpy as np
@@ -12,6 +13,7 @@ from mixtrain_jax import audit as command
 from mixtrain_jax import cli
 from mixtrain_jax.auditing import dump, ranking
 from mixtrain_jax.config import load as configs
+from mixtrain_jax.config import saved
 from mixtrain_jax.config.resolve import resolve
 from mixtrain_jax.data.sources.load import load_dataset, parts
 from mixtrain_jax.errors import UserError
@@ -21,12 +23,19 @@ from mixtrain_jax.training import folds
 from tests import harness, tiny
 from tests.mixtraining import small
 
+TWIN = 10_000  # id of a copy of the first annotation, which training leaves out
+
 
 @pytest.fixture(scope="module")
 def run(shapes, tmp_path_factory):
-    """A finished run of a few steps on labels with a box that is too large for its image."""
+    """A finished run of a few steps on labels with a box that stands there twice."""
     workdir = tmp_path_factory.mktemp("audit") / "run"
     config = tiny.get_config(shapes, steps=3)
+    content = json.loads((shapes / "annotations" / "train.json").read_text())
+    content["annotations"].append(content["annotations"][0] | {"id": TWIN})
+    labels = workdir.parent / "train.json"
+    labels.write_text(json.dumps(content))
+    config.data.train.annotations = str(labels)
     assert harness.run(config, workdir) == 0
     return config, workdir
 
@@ -37,9 +46,9 @@ def flags(run, **more):
     return argparse.Namespace(**dict(config=config, workdir=str(workdir)) | values | more)
 
 
-def test_an_audit_of_the_runs_own_labels(run, shapes, capsys):
-    _, workdir = run
-    annotations = shapes / "annotations" / "train.json"
+def test_an_audit_of_the_runs_own_labels(run, capsys):
+    config, workdir = run
+    annotations = pathlib.Path(config.data.train.annotations)
     before = annotations.read_bytes()
     assert command.main(flags(run, threshold=0.2, dump=True)) == 0
     found = json.loads((workdir / "audit" / "audit.json").read_text())
@@ -65,6 +74,13 @@ def test_an_audit_of_the_runs_own_labels(run, shapes, capsys):
     assert "findings with a score of at least 0.2" in capsys.readouterr().out
     seen = dump.read(workdir / "audit" / "looks.npz")
     assert list(seen.views) == ["mirrored_teacher", "student"] and set(seen.fold) == {-1}
+    said = seen.look.probabilities
+    assert all((said != view.probabilities).any() for view in seen.views.values())
+    twins = np.flatnonzero((seen.human.boxes == seen.human.boxes[0]).all(axis=1))
+    assert len(twins) == 2  # both are rated, though only one was trained on
+    np.testing.assert_allclose(said[twins[0]], said[twins[1]], atol=1e-5)
+    refined = seen.look.refined
+    np.testing.assert_allclose(refined[twins[0]], refined[twins[1]], atol=1e-3)
     again = ranking.rank(seen.human, seen.look, list(seen.views.values()), len(seen.sizes))
     assert sorted(again.findings.score)[-9:] == pytest.approx(
         sorted(f["score"] for f in found["findings"])[-9:], abs=1e-4
@@ -92,11 +108,14 @@ def test_a_detector_that_never_saw_a_mirror_image_is_not_asked_about_one(run):
 def test_folds_are_trained_without_what_they_judge(run, monkeypatch):
     config, workdir = run
     with harness.traced_once():
-        assert command.main(flags(run, folds=2, output=str(workdir / "by_folds"))) == 0
+        output = str(workdir / "by_folds")
+        assert command.main(flags(run, folds=2, output=output, dump=True)) == 0
     found = json.loads((workdir / "by_folds" / "audit.json").read_text())
-    assert found["model"]["seen"] == "out of fold"
+    assert found["model"]["seen"] == "out of fold" and found["data"]["unreadable"] == 0
     everything = load_dataset(config.data, "train")
     part = parts(everything.image_ids, 2)
+    # The detector without part k, and no other, has looked at part k.
+    assert dump.read(workdir / "by_folds" / "looks.npz").fold.tolist() == part.tolist()
     assert sorted(np.bincount(part)) == [7, 7]
     for k in range(2):
         asked = configs.override_all(config, {"data.train.leave_out": f"({k}, 2)"})
@@ -107,6 +126,7 @@ def test_folds_are_trained_without_what_they_judge(run, monkeypatch):
         row = int(np.flatnonzero(everything.image_ids == trained.image_ids[3])[0])
         assert trained.read(3) == everything.read(row)
         assert (workdir / "folds" / f"2-{k}" / "checkpoints" / "3").is_dir()
+        assert saved.read(workdir / "folds" / f"2-{k}").asked.data.train.leave_out == (k, 2)
 
 
 @pytest.mark.parametrize("images", ["own", "others"])

@@ -21,6 +21,7 @@ from mixtrain_jax.evaluation import coco
 from mixtrain_jax.models import detector
 from mixtrain_jax.runtime import checkpoint, parallel
 from mixtrain_jax.training import validation, warm_start
+from mixtrain_jax.training.optimizer import make_schedule
 from tests import harness, tiny
 from tests.tiny import STEPS
 
@@ -40,6 +41,9 @@ def test_workdir_of_a_finished_run(finished):
     assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6]
     assert all(np.isfinite(line["loss"]) for line in lines if "loss" in line)
     assert any("val_student/AP" in line for line in lines)
+    rate = make_schedule(saved.read(finished).resolved.optimizer, STEPS)
+    for step, told in harness.logged(finished, "lr").items():
+        assert told == pytest.approx(float(rate(step - 1)), rel=1e-5)  # by which it was taken
     assert (finished / "pictures" / f"train_{STEPS:07d}.png").stat().st_size > 1000
     assert saved.read(finished).resolved.steps == STEPS
     page = (finished / "report.html").read_text()

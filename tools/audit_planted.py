@@ -36,7 +36,7 @@ from mixtrain_jax.evaluation.audit import audit
 from mixtrain_jax.runtime import parallel
 from mixtrain_jax.training.folds import judges
 from mixtrain_jax.training.run import stoppable
-from tools.plant_errors import plant
+from tools.plant_errors import id_at, plant
 
 FOLDS = 2
 T = TypeVar("T")
@@ -98,7 +98,7 @@ def with_truth(seen: Dump, truth: dict[str, Any], damaged: dict[str, Any], where
     if seen.image_ids.tolist() != ids or not np.array_equal(seen.human.boxes, human.boxes):
         raise UserError(f"{where}: sort its images by id, and leave out boxes that lie outside")
     clean, places, _ = from_coco(truth, where)
-    rows = {truth["annotations"][place]["id"]: row for row, place in enumerate(places)}
+    rows = {id_at(truth, place): row for row, place in enumerate(places)}
     came = [entry["source"] for entry in damaged["annotations"]]
     source = np.array([-1 if one is None else rows[one] for one in came], np.int32)
     known = np.ones(len(ids), bool)

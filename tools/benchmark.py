@@ -30,7 +30,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # of a pla
 import jax
 
 from mixtrain_jax.errors import UserError
-from mixtrain_jax.runtime import memory, parallel
+from mixtrain_jax.runtime import memory, parallel, storage
 from tools.benchmarks import measure, models, ops
 
 HOST = ("input", "padding", "scoring", "start", "annotations")
@@ -107,7 +107,7 @@ def main() -> int:
     for kind, rows in tables.items():
         print("\n" + markdown(rows, COLUMNS[kind]), flush=True)
     if flags.json:
-        flags.json.write_text(json.dumps(here | {"tables": tables}, indent=1))
+        storage.write_json(flags.json, here | {"tables": tables}, indent=1)
     return 0
 
 

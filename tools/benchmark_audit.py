@@ -11,7 +11,6 @@ the baselines on the detections of all looks merged. cleanlab is optional (pip i
 
 import argparse
 import dataclasses
-import json
 import pathlib
 import sys
 import warnings
@@ -39,6 +38,7 @@ from mixtrain_jax.auditing.measure import Errors, Verdicts
 from mixtrain_jax.auditing.noise import Planted
 from mixtrain_jax.data.sources import text_files
 from mixtrain_jax.errors import BAD_INPUT, UserError
+from mixtrain_jax.runtime import storage
 
 
 def kind_precision(kind: int) -> Callable[[Verdicts], float]:
@@ -325,7 +325,7 @@ def main(flags: argparse.Namespace) -> None:
             for d in dumps.values()
         ]
         models = calibrate.to_json(calibrate.learn(examples), flags.note)
-        pathlib.Path(flags.output).write_text(json.dumps(models) + "\n")
+        storage.write_json(flags.output, models)
         return
     ranker = None
     if flags.calibration:
@@ -341,7 +341,7 @@ def main(flags: argparse.Namespace) -> None:
         print(table(report[path]))
         print(f"\n{list(found)[-1]}: {repair(data, found[list(found)[-1]])}")
     if flags.output:
-        pathlib.Path(flags.output).write_text(json.dumps(report, indent=1) + "\n")
+        storage.write_json(flags.output, report, indent=1)
 
 
 def parse() -> argparse.ArgumentParser:

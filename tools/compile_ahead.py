@@ -17,7 +17,6 @@ operations, so that temporaries come out larger. Exit code 1 tells that a bucket
 """
 
 import argparse
-import json
 import pathlib
 import re
 import sys
@@ -35,13 +34,13 @@ import jax
 import numpy as np
 
 from mixtrain_jax import cli
-from mixtrain_jax.config import load
+from mixtrain_jax.config import load, rules
 from mixtrain_jax.config.resolve import check_batch_size, resolve
 from mixtrain_jax.data.input import buckets
 from mixtrain_jax.errors import UserError
 from mixtrain_jax.inspection import memory_estimate
 from mixtrain_jax.models import detector
-from mixtrain_jax.runtime import parallel
+from mixtrain_jax.runtime import parallel, storage
 from mixtrain_jax.training.optimizer import make_optimizer
 from mixtrain_jax.training.update import create_state, make_step
 from mixtrain_jax.types import Batch
@@ -98,7 +97,7 @@ def main(flags: argparse.Namespace) -> int:
         found.append(numbers)
     if flags.json:
         facts = {"target": flags.target, "images": each, "jax": jax.__version__}
-        flags.json.write_text(json.dumps(facts | {"buckets": found}, indent=1) + "\n")
+        storage.write_json(flags.json, facts | {"buckets": found}, indent=1)
     return 0 if all(numbers["fits"] for numbers in found) else 1
 
 
@@ -143,6 +142,9 @@ def _buckets(config: Any, chosen: list[str] | None) -> list[buckets.Bucket]:
             if not match:
                 raise UserError(f"--bucket={text}: write HEIGHTxWIDTH, such as 800x1344")
             found.append((int(match[1]), int(match[2])))
+        rule = rules.bucket_list()
+        if not rule.test(tuple(found)):
+            raise UserError(f"--bucket={' '.join(chosen)}: {rule.text}")
         return found
     sizes = np.repeat(np.array(list(COCO_LIKE)), list(COCO_LIKE.values()), axis=0)
     chosen_buckets = buckets.for_training(sizes, config.data.train, config.steps)

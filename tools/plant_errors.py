@@ -72,7 +72,7 @@ def plant(truth: dict[str, Any], kind: str, level: float, seed: int) -> tuple[di
             "bbox": to_bbox(box),
             "area": float(np.prod(box[2:] - box[:2])),
             "iscrowd": 0,
-            "source": None if source < 0 else truth["annotations"][places[source]].get("id"),
+            "source": None if source < 0 else id_at(truth, places[source]),
         }
         for number, (image, box, label, source) in enumerate(rows, 1)
     ]
@@ -83,6 +83,11 @@ def plant(truth: dict[str, Any], kind: str, level: float, seed: int) -> tuple[di
     if others := len(truth["annotations"]) - len(table):
         said += f"; {others} more that are crowds, or no box, are left out"
     return truth | {"annotations": entries}, said
+
+
+def id_at(truth: dict[str, Any], place: int) -> Any:
+    """The id of an annotation of a COCO file; its place in the list where it has none."""
+    return truth["annotations"][place].get("id", int(place))
 
 
 def main(flags: argparse.Namespace) -> None:

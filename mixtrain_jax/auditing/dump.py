@@ -16,7 +16,7 @@ image, labels are 0..K-1. What is marked "optional" may be left out.
 | `human_probabilities` | [H, K + 1] float32, optional | softmax of the RoI head on each human |
 | | | box, background last |
 | `human_refined` | [H, 4] float32, optional | the same RoIs after regression by the deltas of the |
-| | | human label, clipped |
+| | | class that is likeliest there, clipped |
 | `human_source` | [H] int32, optional | planted errors: the row of the true box this one came |
 | | | from, -1 for a spawned box |
 | `truth_image`, `truth_boxes`, `truth_labels` | [T], [T, 4], [T], optional | good labels |

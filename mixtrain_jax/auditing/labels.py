@@ -70,11 +70,6 @@ class Detections:
         return Detections(self.image[rows], self.boxes[rows], self.labels[rows], self.scores[rows])
 
 
-def empty_labels() -> Labels:
-    """Returns a table without rows."""
-    return Labels(np.zeros(0, np.int32), np.zeros((0, 4), np.float32), np.zeros(0, np.int32))
-
-
 def rows_by_image(image: Ints, count: int) -> list[Ints]:
     """Returns, for each of `count` images, the rows of a flat table that belong to it, in order."""
     order = np.argsort(image, kind="stable")

@@ -77,7 +77,6 @@ def rank(
     views: list[Look],
     images: int,
     models: dict[str, Any] | None = None,
-    adapt: bool = True,
 ) -> Ranking:
     """Finds what may be wrong with human boxes, with the probability that it is.
 
@@ -87,14 +86,12 @@ def rank(
       views: further looks, such as a mirrored image or another checkpoint; may be empty.
       images: the number of images.
       models: as `load` returns them; those of the package if None.
-      adapt: whether to estimate the shares of errors on this data.
     """
     people, missing, merged, level = gather(human, look, views, images)
     of_human, of_missing = (models or load())[level]
-    raw = of_human(human_features(people, level))
-    probabilities, shares = adjust(raw, of_human.shares) if adapt else (raw, of_human.shares)
+    probabilities, shares = adjust(of_human(human_features(people, level)), of_human.shares)
     raw = of_missing(missing_features(missing, level))
-    found, found_shares = adjust(raw, of_missing.shares) if adapt else (raw, of_missing.shares)
+    found, found_shares = adjust(raw, of_missing.shares)
     by_kind = np.zeros((len(human), len(finding.KINDS)))
     for column, name in enumerate(OUTCOMES[1:], start=1):
         by_kind[:, finding.KINDS.index(name)] = probabilities[:, column]

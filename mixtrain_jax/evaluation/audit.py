@@ -110,7 +110,7 @@ def audit(
         logging.warning("%s", doubt)
     storage.write_json(output / "audit.json", contents, indent=1)
     if dump:
-        _write_dump(dataset, human, judges, looked, output)
+        _write_dump(dataset, human, judges, looked, output, seen)
     applied = corrections.apply(human, found, found.score >= threshold)
     original = corrected.original(dataset, asked.data, split)
     source = asked.data.source
@@ -179,9 +179,10 @@ def _write_dump(
     judges: Sequence[Judge],
     looked: dict[str, Look],
     output: epath.Path,
+    seen: str,
 ) -> None:
     fold = np.full(len(dataset), -1, np.int32)
-    if len(judges) > 1:
+    if seen != "in sample":
         for number, judge in enumerate(judges):
             fold[judge.rows] = number
     content = Dump(

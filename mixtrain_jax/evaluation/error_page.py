@@ -49,15 +49,17 @@ def write(
     label_of = {category["id"]: label for label, category in enumerate(dataset.categories)}
     own = np.array([label_of[number] for number in ids], np.int32)
     truth = errors.Boxes(human.image, human.boxes, own[human.labels])
-    found = _table(dataset, label_of, results)
     crowds = [each for each in dataset.ground_truth["annotations"] if each["iscrowd"]]
+    found = errors.off_crowds(
+        _table(dataset, label_of, results), truth, _table(dataset, label_of, crowds), len(dataset)
+    )
     names = dataset.class_names
     files = [dataset.names(row) for row in range(len(dataset))]
     row_of = {name: row for row, name in enumerate(files)}
     with storage.folder(folder) as local:
         written = page.write(
             local,
-            errors.analyse(found, truth, names, len(dataset), _table(dataset, label_of, crowds)),
+            errors.analyse(found, truth, names, len(dataset)),
             found=found,
             truth=truth,
             file_names=files,

@@ -67,16 +67,14 @@ def analyse(
     truth: Boxes,
     class_names: Sequence[str],
     images: int,
-    crowds: Boxes | None = None,
 ) -> dict[str, Any]:
     """Takes the detections of a data set apart.
 
     Args:
-      found: detections with scores.
+      found: detections with scores, those that count; see `off_crowds`.
       truth: what is there; crowds left out.
       class_names: of the K classes.
       images: the number of images.
-      crowds: of which what is found inside, and is no hit, does not count.
 
     Returns:
       "AP50"; "lost": {kind: AP50 that mending it would gain}; "counts": {kind: errors};
@@ -88,15 +86,9 @@ def analyse(
       at the same thresholds, the worst first.
     """
     assert found.scores is not None
-    order = np.argsort(-found.scores, kind="stable")
-    found = Boxes(*(np.asarray(getattr(found, f.name))[order] for f in dataclasses.fields(found)))
+    found = _by_score(found)
     groups = _groups(found, truth, images)
     matches = _match(found, truth, groups)
-    if crowds is not None and len(crowds.labels):
-        counts = (matches.hit >= 0) | ~_in_crowd(found, crowds, images)
-        found = Boxes(*(getattr(found, f.name)[counts] for f in dataclasses.fields(found)))
-        groups = _groups(found, truth, images)
-        matches = _match(found, truth, groups)
     scores = np.asarray(found.scores, np.float64)
     classes = range(len(class_names))
     base = _per_class_ap(matches.hit >= 0, scores, found.labels, truth.labels, len(class_names))
@@ -163,6 +155,25 @@ def _groups(found: Boxes, truth: Boxes, images: int) -> list[tuple[Ints, Ints, F
         (seen, there, iou(found.boxes[seen], truth.boxes[there]))
         for seen, there in zip(*rows, strict=True)
     ]
+
+
+def off_crowds(found: Boxes, truth: Boxes, crowds: Boxes, images: int) -> Boxes:
+    """The detections that count, best first: not those that lie in a crowd of their class.
+
+    A hit of an object counts wherever it is.
+    """
+    found = _by_score(found)
+    hit = _match(found, truth, _groups(found, truth, images)).hit >= 0
+    return _rows(found, hit | ~_in_crowd(found, crowds, images))
+
+
+def _by_score(found: Boxes) -> Boxes:
+    assert found.scores is not None
+    return _rows(found, np.argsort(-found.scores, kind="stable"))
+
+
+def _rows(found: Boxes, rows: Any) -> Boxes:
+    return Boxes(*(np.asarray(getattr(found, f.name))[rows] for f in dataclasses.fields(found)))
 
 
 def _in_crowd(found: Boxes, crowds: Boxes, images: int) -> Bools:

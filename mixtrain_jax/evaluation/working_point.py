@@ -126,23 +126,6 @@ def best_f1(matches: Matches) -> Point:
     return max(curve(matches), key=lambda point: point.f1, default=_nothing(matches))
 
 
-def best_for_missing_labels(matches: Matches) -> Point:
-    """The working point to choose on labels that lack objects at random.
-
-    Objects without a label make right detections look wrong, so F1 on such labels asks for too high
-    a threshold. Recall is measured fairly all the same, and recall^2 / (share of detections taken)
-    is proportional to precision * recall on complete labels (Lee and Liu, ICML 2003): this takes
-    its maximum. Of several, the one with the highest threshold. The point's own figures are those
-    on the labels given.
-    """
-    points = curve(matches)
-    if not points:
-        return _nothing(matches)
-    taken = np.searchsorted(-matches.scores, [-point.threshold for point in points], side="right")
-    worth = np.array([point.recall for point in points]) ** 2 / taken
-    return points[int(worth.argmax())]
-
-
 def at_precision(matches: Matches, precision: float) -> Point:
     """The working point with the most recall among those of at least this precision.
 

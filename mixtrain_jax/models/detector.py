@@ -58,9 +58,9 @@ class Detector(nn.Module):
         """
         return self.fpn(self.backbone(image.astype(self.dtype), size, keys), size)
 
-    def proposals(self, pyramid: Pyramid, size: Array, training: bool = False) -> Proposals:
-        """Returns boxes that may hold an object, as many as for training or for testing."""
-        return rpn.propose(self.rpn(pyramid, size), size, self.config.rpn, training=training)
+    def proposals(self, pyramid: Pyramid, size: Array) -> Proposals:
+        """Returns boxes that may hold an object, as many as for testing."""
+        return rpn.propose(self.rpn(pyramid, size), size, self.config.rpn, training=False)
 
     def detect(
         self,

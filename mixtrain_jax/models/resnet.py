@@ -264,7 +264,7 @@ class GroupNorm(nn.Module):
         scale = self.param("scale", self.scale_init, (c,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (c,), jnp.float32)
         inside = padding.inside(h, w, padding.extent(size, stride))[..., None]
-        cells = jnp.maximum(inside.sum((1, 2, 3)), 1)  # a filler image has no cells
+        cells = jnp.maximum(inside.sum((1, 2, 3)), 1)  # nothing is divided by 0
 
         def mean_of_group(y: Array) -> Array:
             """[B, H, W, C] to [B, 1, 1, C]; sums each channel first, which vectorises."""

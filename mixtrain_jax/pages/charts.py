@@ -23,7 +23,6 @@ def lines(
     y: str,
     x_range: tuple[float, float] | None = None,
     y_range: tuple[float, float] | None = None,
-    diagonal: bool = False,
     dots: bool = False,
 ) -> Markup:
     """Draws one line a series, with a legend if there are several.
@@ -32,7 +31,6 @@ def lines(
       series: the lines.
       x, y: what the axes show.
       x_range, y_range: limits of the axes; those of the points by default.
-      diagonal: also draws the line y = x, thin.
       dots: marks the points.
     """
     points = [p for line in series.values() for p in line if _finite(p)]
@@ -47,12 +45,6 @@ def lines(
         _text(to_x(tick), HEIGHT - BOTTOM + 14, label, "middle")
         for tick, label in zip(x_ticks, _labels(x_ticks))
     ]
-    if diagonal:
-        low, high = y_ticks[0], y_ticks[-1]
-        parts.append(
-            f'<path class="thin" d="M{to_x(low):.1f} {to_y(low):.1f}'
-            f'L{to_x(high):.1f} {to_y(high):.1f}"/>'
-        )
     for place, (name, line) in enumerate(series.items()):
         color = f"c{place % COLORS}"
         path, pen = [], "M"
@@ -188,7 +180,7 @@ _scale = _Scale
 
 def _limits(values: list[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
-    if low == high:
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # rounding, as of a mean of equal numbers
         return low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
     return low, high
 
@@ -200,7 +192,7 @@ def _ticks(low: float, high: float) -> list[float]:
     step = 10 ** math.floor(math.log10((high - low) / 4))
     step *= next(n for n in (1, 2, 5, 10) if (high - low) / (n * step) <= 6)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(n * step, 12) for n in range(first, last + 1)]
+    return [float(f"{n * step:.12g}") for n in range(first, last + 1)]
 
 
 def _labels(ticks: list[float]) -> list[str]:

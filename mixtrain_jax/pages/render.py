@@ -8,7 +8,6 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import jinja2
@@ -66,8 +65,3 @@ def size(count: float) -> str:
 def fixed(value: float | None, digits: int = 3) -> str:
     """Returns a number with so many digits after the point; a dash where there is none."""
     return "-" if value is None or value != value else f"{value:,.{digits}f}"
-
-
-def finite(values: Mapping[str, float]) -> dict[str, float]:
-    """Returns the entries whose value is a number."""
-    return {name: value for name, value in values.items() if value == value}

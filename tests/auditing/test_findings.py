@@ -99,6 +99,24 @@ def test_evidence_of_a_scene():
     np.testing.assert_allclose(missing.touching, [0])
 
 
+def test_evidence_of_several_looks_and_of_stronger_detections():
+    human = labels((0, 0, 0, 10, 10))
+    first = Look(
+        detections((0, 0.9, 0, 0, 10, 10), (0, 0.8, 40, 0, 50, 10), (0, 0.5, 40, 0, 50, 8))
+    )
+    second = Look(detections((0, 0.9, 0, 0, 10, 8)))
+    third = Look(detections())
+    merged = merge([first, second, third], 1)
+    evidence = finding.human_evidence(human, merged, 1)
+    np.testing.assert_allclose(evidence.agreement, [2 / 3])
+    missing = finding.missing_evidence(human, merged, evidence.match, 1)
+    order = np.argsort(-missing.score)
+    np.testing.assert_allclose(missing.shadow[order], [0, 0.8], atol=1e-6)
+    np.testing.assert_allclose(missing.agreement, [1 / 3, 1 / 3])
+    np.testing.assert_allclose(evidence.steadiness, [(9 / 10 + 8 / 9) / 2], rtol=1e-6)
+    np.testing.assert_allclose(missing.steadiness, [1, 1])
+
+
 def test_each_kind_proposes_what_should_be_there():
     human = labels((0, 0, 0, 10, 10), (0, 50, 50, 60, 60), (0, 51, 50, 61, 60), (1, 90, 90, 99, 99))
     look = Look(

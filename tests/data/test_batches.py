@@ -91,6 +91,11 @@ def test_batches(dataset, config):
 
 def test_the_strong_view_is_strong_and_the_others_are_not(dataset, config):
     taken = _train(dataset, config, 30)
+    mirrored = [
+        np.concatenate([np.linalg.det(getattr(batch, name).matrix) < 0 for batch in taken])
+        for name in ("weak", "strong")
+    ]
+    assert 0.25 < (mirrored[0] != mirrored[1]).mean() < 0.75  # each view has its own chance
     tilted, holes = {}, {}
     for name in ("normal", "weak", "strong"):
         views = [getattr(batch, name) for batch in taken]

@@ -11,8 +11,9 @@ from PIL import Image
 
 from mixtrain_jax.auditing import corrections
 from mixtrain_jax.auditing.corrections import Corrected, to_bbox
+from mixtrain_jax.auditing.dump import Look
 from mixtrain_jax.auditing.findings import MISSING, PLACE, Findings
-from mixtrain_jax.auditing.labels import Labels, from_coco
+from mixtrain_jax.auditing.labels import Detections, Labels, from_coco
 from mixtrain_jax.config import load, own_data, recipes
 from mixtrain_jax.data.sources.load import load_dataset
 from mixtrain_jax.errors import UserError
@@ -391,5 +392,28 @@ def test_nothing_is_missing_in_a_crowd(seen):
     missing = [f["file_name"] for f in made["findings"] if f["kind"] == "missing"]
     assert missing and "3.png" not in missing
     assert everything in written["annotations"]
-    judged = {f["human"]["annotation_id"] for f in made["findings"] if f["human"]}
-    assert judged  # boxes that people drew in it are judged as everywhere
+
+
+def test_what_lies_in_a_crowd_and_on_no_humans_box_is_one_of_the_crowd():
+    crowd = np.float32([[0, 0, 100, 100]])
+    boxes = np.float32([
+        [10, 10, 30, 30],  # in it, on what people drew
+        [60, 60, 80, 80],  # in it, on nothing
+        [90, 40, 106, 50],  # by five eighths of it
+        [94, 40, 110, 50],  # by three eighths of it
+    ])  # fmt: skip
+    found = Detections(np.zeros(4, np.int32), boxes, np.zeros(4, np.int32), np.float32([0.9] * 4))
+    human = Labels(np.zeros(1, np.int32), np.float32([[11, 10, 31, 30]]), np.zeros(1, np.int32))
+    for crowds, kept in ((crowd, [0, 3]), (crowd[:0], [0, 1, 2, 3])):
+        look = audit._off_crowds(Look(found), OneImage([crowds]), human)
+        np.testing.assert_array_equal(look.detections.boxes, boxes[kept])
+
+
+class OneImage:
+    """Stands in for a data set, of which its crowds alone are asked for."""
+
+    def __init__(self, crowd):
+        self.crowd = crowd
+
+    def __len__(self):
+        return len(self.crowd)

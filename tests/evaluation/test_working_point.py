@@ -163,7 +163,6 @@ def test_nothing_found_and_nothing_to_find():
     none = Matches(np.zeros(0), np.zeros(0, bool), 3)
     for point in (
         working_point.best_f1(none),
-        working_point.best_for_missing_labels(none),
         working_point.at_precision(none, 0.9),
         working_point.at_recall(none, 0.9),
         working_point.at(none, 0.5),
@@ -173,23 +172,6 @@ def test_nothing_found_and_nothing_to_find():
     assert working_point.at(wrong, 0.5)[1:] == (0, 0, 0)
     assert working_point.at_precision(wrong, 0.9) == (np.inf, 1, 0, 0)
     assert working_point.calibration_error(none) == 0
-
-
-def test_missing_labels_move_the_best_f1_and_not_the_choice_made_for_them():
-    rng = np.random.default_rng(0)
-    scores = np.sort(rng.random(20000))[::-1]
-    right = rng.random(20000) < scores  # perfectly calibrated: F1 is best at half of itself
-    complete = Matches(scores, right, int(right.sum()))
-    labelled = right & (rng.random(20000) < 0.4)
-    partial = Matches(scores, labelled, int(labelled.sum()))
-
-    worth = {p.threshold: p.precision * p.recall for p in working_point.curve(complete)}
-    wanted = max(worth, key=worth.__getitem__)
-    chosen = working_point.best_for_missing_labels(partial).threshold
-    assert worth[chosen] > 0.99 * worth[wanted]  # 3,000 labelled objects tell recall within 1%
-    naive = working_point.best_f1(partial).threshold
-    f1 = [working_point.at(complete, t).f1 for t in (naive, chosen)]
-    assert f1[1] > f1[0] + 0.01
 
 
 def test_calibration_error():

@@ -44,7 +44,12 @@ def detections(boxes, labels, scores):
 
 
 class Stub:
-    """Stands in for the detector: `upright` and `mirrored` are what it finds in either view."""
+    """Stands in for the detector.
+
+    Attributes:
+      found: `upright` and `mirrored`, what it finds in either view; `probabilities`, what it says
+        of any boxes; `asked`, the boxes and the stage that it was last asked about.
+    """
 
     def __init__(self):
         self.found, self.seen = {}, []
@@ -61,6 +66,7 @@ class Stub:
         return self.found["upright" if upright else "mirrored"], jnp.ones(1, bool)
 
     def score_boxes(self, pyramid, size, boxes, stage=None):
+        self.found["asked"] = boxes, stage
         return self.found["probabilities"]
 
 

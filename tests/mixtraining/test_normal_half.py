@@ -74,9 +74,25 @@ def test_soft_labels_are_what_the_teacher_says_of_the_same_place(detector):
         of_rois = teaching.opinions(
             None, None, seen, jnp.float32(0.25), people=targets, others=others
         )
-        opinion = of_rois(0, rois)
+        opinion = of_rois(2, rois)
+        asked, stage = detector["asked"]  # the matrix mirrors and enlarges: 80 - 2x, 2y
+        np.testing.assert_allclose(asked[0, 0], [25, 5, 35, 15])
+        assert stage == 2
         np.testing.assert_array_equal(opinion.probabilities, detector["probabilities"])
         np.testing.assert_allclose(opinion.label_share[0], share)
+
+
+def test_found_boxes_have_balanced_scores(detector):
+    detector["upright"] = detections([[0, 0, 10, 10], [20, 20, 30, 30]], [0, 1], [0.9, 0.9])
+    detector["probabilities"] = jnp.full((1, 0, 3), 1 / 3)
+    made = CRITERIA._replace(balance=jnp.array([1e-3, 1.0]))
+    seen = look(view([], []))
+    for fields in (dict(), dict(must_agree=True)):
+        detector["mirrored"] = detections([[10, 20, 20, 30]], [1], [0.9])
+        output, _ = stepping.teach(
+            None, None, seen, seen.view, config(**fields), made, hard=0.0, soften=False
+        )
+        assert output.found.valid.tolist() == [[False, True]]
 
 
 def test_a_pseudo_box_is_no_label_of_peoples(detector):

@@ -248,6 +248,45 @@ def test_the_teacher_of_a_step_is_the_moving_average(monkeypatch):
     assert float(after.teacher["w"]) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("wrong", ["nothing", "loss", "gradient", "update"])
+def test_a_step_is_bad_where_any_of_its_numbers_is(monkeypatch, wrong):
+    def number(name):
+        return jnp.array(jnp.inf if wrong == name else 0.5)
+
+    monkeypatch.setattr(
+        update.method, "gradients",
+        lambda *_, **__: ({"w": number("gradient")}, {"loss": number("loss")}, None),
+    )  # fmt: skip
+    optimizer = types.SimpleNamespace(
+        update=lambda grads, state, params: ({"w": number("update")}, {"w": jnp.full((), 9.0)})
+    )
+    state = TrainState(jnp.array(5), STUDENT, TEACHER, STUDENT)
+    after, told, _ = update.train_step(
+        state, BATCH, model=None, optimizer=optimizer, config=recipes.base().mixtraining,
+        sum_over_devices=one, mean=(0.0,) * 3, std=(1.0,) * 3,
+    )  # fmt: skip
+    good = wrong == "nothing"
+    assert told["update/bad"] == 1 - good
+    assert (float(after.student["w"]), float(after.optimizer["w"])) == (
+        (1.5, 9) if good else (1, 1)
+    )
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        dict(balance_classes=True),
+        dict(auto_share=True, rate_given_object=True),
+        dict(mend_normal=True),
+        dict(soften_normal=True, label_share=0.5),
+    ],
+)
+def test_what_is_judged_by_both_halves_is_looked_at_in_both(look, fields):
+    calls, _ = look(**fields)
+    seen = [what["values"] for name, who, what in calls if (name, who) == ("features", "teacher")]
+    assert seen == [[WEAK], [NORMAL]]
+
+
 def test_boxes_and_rois_go_from_view_to_view_the_right_way(monkeypatch):
     """With matrices that do not commute: a mirrored, shrunken view and a turned, enlarged one."""
     flip = np.array([[-0.5, 0, 30], [0, 0.5, 4], [0, 0, 1]], np.float32)

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from mixtrain_jax.config import load as configs
-from mixtrain_jax.models import detector
+from mixtrain_jax.models import detector, roi_heads
 from mixtrain_jax.ops import matching
 from mixtrain_jax.types import Targets
 from tests.golden import micro_cascade as golden
@@ -182,3 +183,33 @@ def test_released_detector_finds_the_same_boxes():
         distance = np.abs(np.asarray(found.boxes[0])[valid] - row[:4]).max(-1)
         other = np.asarray(found.labels[0])[valid] != int(row[5])
         assert (distance + 1e6 * other).min() < 0.1
+
+
+def test_training_proposes_as_many_as_it_is_to(monkeypatch):
+    model = tiny("faster.py", name="resnet", depth=18, base_channels=8, style="pytorch",
+                 norm="group")  # fmt: skip
+    options = ConfigDict(model.config.to_dict())
+    options.num_classes = model.num_classes
+    options.rpn.update(train_candidates=25, test_candidates=12, train_proposals=21,
+                       test_proposals=9)  # fmt: skip
+    model = detector.build(options, "float32")
+    params = jax.eval_shape(lambda: detector.init(model, 0))
+    seen = {}
+
+    def losses(self, pyramid, size, proposals, *_):
+        seen["training"] = proposals.boxes.shape[1]
+        return {}, []
+
+    monkeypatch.setattr(roi_heads.RoIHead, "losses", losses)
+    targets = Targets(jnp.zeros((1, 2, 4)), jnp.zeros((1, 2), int), jnp.ones((1, 2), bool))
+
+    def run(params, image, size, keys):
+        bound = detector.bind(model, params)
+        pyramid = bound.features(image, size)
+        seen["testing"] = bound.proposals(pyramid, size).boxes.shape[1]
+        return bound.losses(pyramid, size, targets, keys, lambda x: x)
+
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+    image, size = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32), jnp.array([[64, 64]])
+    jax.eval_shape(run, params, image, size, keys)
+    assert seen == {"training": 21, "testing": 9}

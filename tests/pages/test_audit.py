@@ -204,6 +204,21 @@ def test_the_export_is_a_file_and_comes_back(written, tmp_path):
         assert tab.errors == []
 
 
+def test_what_another_tab_decides_is_not_lost(written):
+    _, path = written
+    with browser() as tab:
+        tab.open(path)
+        tab.run("localStorage.setItem(store, JSON.stringify({ 5: 'reject' }))")
+        tab.run("dispatchEvent(new StorageEvent('storage', { key: store }))")
+        tab.press("a")
+        assert tab.run("JSON.parse(localStorage.getItem(store))") == {"0": "accept", "5": "reject"}
+        tab.run("localStorage.clear()")
+        tab.run("at('image').focus()")
+        tab.press("Enter")
+        assert tab.run("document.activeElement === at('image')") is False
+        assert tab.errors == []
+
+
 def test_five_thousand_findings_scroll_without_delay(tmp_path):
     """A step draws only the cards on the screen, so that no browser has to lay out 5,000."""
     made = an_audit(images=4)
@@ -234,6 +249,10 @@ def test_five_thousand_findings_scroll_without_delay(tmp_path):
         )
         assert 40 < drawn <= 40 * 2 * cards
         assert tab.run("[...document.querySelectorAll('.card')].at(-1).dataset.id") == "4999"
+        tab.press("a")  # the chosen card, the first, is not on the screen: it comes there
+        assert tab.run("Object.keys(decisions).length") == 0
+        tab.press("a")
+        assert tab.run("decisions") == {"0": "accept"}
         assert tab.errors == []
 
 

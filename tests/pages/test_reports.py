@@ -161,6 +161,14 @@ def test_ticks_are_round_and_cover_the_range(limits):
     np.testing.assert_allclose(steps, steps[0])
 
 
+def test_a_line_that_is_level_but_for_rounding_is_drawn():
+    level = [(step, 0.1 + 1e-17 * (step % 3)) for step in range(9)]
+    level[4] = (4, 0.10000000000000002)
+    assert "<path" in charts.lines({"a": level}, x="step", y="a")
+    tiny = [(step, 1e-13 * (1 + step % 2)) for step in range(9)]
+    assert "<path" in charts.lines({"a": tiny}, x="step", y="a")
+
+
 def test_charts_escape_names_and_survive_having_nothing():
     assert "<b>" not in charts.bars({"<i>": 1.0}, label="<i>").replace("<b style", "")
     assert "&lt;i&gt;" in charts.bars({"<i>": 1.0}, label="x")

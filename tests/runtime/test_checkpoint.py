@@ -286,6 +286,7 @@ def test_leftovers_of_killed_saves_are_cleared_and_never_read(tmp_path):
     assert checkpoint.load_weights(tmp_path)[1]["step"] == 1
     save_steps(tmp_path, 2)
     assert restore(tmp_path)[1] == 2
+    assert [name for name in os.listdir(directory) if "tmp" in name] == []
 
 
 @pytest.mark.parametrize(

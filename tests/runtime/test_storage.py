@@ -158,7 +158,9 @@ def test_the_lock_is_renewed_through_a_hiccup(bucket, monkeypatch):
         fault = Fault("cut", method="POST", times=6)  # all tries of gcsfs
         monkeypatch.setattr("gcsfs.retry.random.random", lambda: -(2.0**9))  # without its pauses
         bucket.faults.append(fault)
+        end = storage.time.monotonic() + 20
         while fault.met < fault.times:
+            assert storage.time.monotonic() < end, "the lock is not renewed any more"
             storage.time.sleep(0.02)
         wait_for_another()
         with pytest.raises(UserError, match="another run"), lock.lock("gs://bucket/locked"):

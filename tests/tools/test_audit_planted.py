@@ -46,6 +46,16 @@ def test_the_dump_says_which_error_each_box_has():
         assert same == (kind == measure.RIGHT)
 
 
+def test_clean_labels_need_no_ids():
+    bare = [{k: v for k, v in entry.items() if k != "id"} for entry in TRUTH["annotations"]]
+    truth = TRUTH | {"annotations": bare}
+    damaged, _ = plant(truth, "errors", 0.1, 3)
+    numbered, _ = plant(TRUTH, "errors", 0.1, 3)
+    made = [with_truth(seen(d), t, d, "clean") for d, t in ((damaged, truth), (numbered, TRUTH))]
+    np.testing.assert_array_equal(made[0].source, made[1].source)
+    assert 0 < (made[0].source < 0).sum() < len(made[0].source)
+
+
 def test_another_order_of_the_images_is_told():
     damaged, _ = plant(TRUTH, "errors", 0.1, 3)
     turned = TRUTH | {"images": TRUTH["images"][::-1]}

@@ -54,3 +54,7 @@ def test_without_the_compiler_it_says_what_to_install(monkeypatch, capsys, targe
 def test_a_bucket_has_two_sides():
     with pytest.raises(compile_ahead.UserError, match=r"--bucket=800: write HEIGHTxWIDTH"):
         compile_ahead._buckets(tiny.get_config("folder"), ["800"])
+    for odd in ("800x1333", "801x1344", "0x32"):
+        with pytest.raises(compile_ahead.UserError, match=f"--bucket={odd}: .*multiples of 32"):
+            compile_ahead._buckets(tiny.get_config("folder"), [odd])
+    assert compile_ahead._buckets(tiny.get_config("folder"), ["800x1344"]) == [(800, 1344)]

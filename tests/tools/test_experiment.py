@@ -5,10 +5,11 @@ import subprocess
 import sys
 
 import pytest
+from etils import epath
 
-from mixtrain_jax.config import load
+from mixtrain_jax.config import load, saved
 from tools import experiment
-from tools.experiments import labels, suites, tables
+from tools.experiments import judging, labels, suites, tables
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,16 @@ def test_every_arm_is_trained_and_measured_once(output):
     assert "diagnosis" not in results["plain"]
     assert results["missing_only"]["diagnosis"][0]["kept"] == 1  # of the human boxes: it only adds
     assert "training" not in run(output)  # a second time
+
+
+def test_who_judges_leaves_the_config_as_it_is(output):
+    """It is handed on to the diagnosis, and by it the run was trained."""
+    asked = saved.read(epath.Path(output / "runs" / "plain-0")).asked
+    before = asked.to_dict()
+    files = suites.SUITES["quick"].make(None, output / "labels-0", 0)
+    judge = judging.Judge(asked, files)
+    assert asked.to_dict() == before
+    assert judge._config.model.roi_head.score_threshold == judging.LOWEST
 
 
 def test_an_arm_begins_where_the_other_one_stood(output):

@@ -51,7 +51,7 @@ def run_input(budget: float) -> list[measure.Row]:
     """Photographs a second: tf.data's pipeline, and the same views by OpenCV, in turns.
 
     Half of the images give a normal view, half a weak and a strong one. Both pipelines read
-    the same files by the same draws in as many threads as there are cores.
+    the same files in as many threads as there are cores.
     """
     if not importlib.util.find_spec("cv2"):
         raise UserError("the input is compared with OpenCV: pip install opencv-python-headless")

@@ -1,8 +1,8 @@
 """The same views made the usual way with OpenCV: what the input pipeline is compared with.
 
 Decode, colour, resize, flip, normalise, warp, cut out, pad, one after the other in NumPy and
-OpenCV, on a pool of threads. It takes the images, buckets and view parameters of the real pipeline,
-so that both do the same work; the boxes are left out.
+OpenCV, on a pool of threads. It takes the images, buckets and kinds of views of the real pipeline,
+with draws of its own, so that both do the same work on the whole; the boxes are left out.
 """
 
 import os

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from mixtrain_jax.config import load
 from mixtrain_jax.config.resolve import resolve
 from mixtrain_jax.data.sources.dataset import Dataset
 from mixtrain_jax.data.sources.load import load_dataset
@@ -34,8 +35,7 @@ class Judge:
             "val": _dataset(asked, files.val, files.val_images),
             "held_out": _dataset(asked, files.held_out, files.images),
         }
-        asked = ConfigDict(asked)
-        asked.model.roi_head.score_threshold = LOWEST
+        asked = load.override_all(asked, {"model.roi_head.score_threshold": str(LOWEST)})
         self._config = resolve(asked, val=self._sets["val"], devices=parallel.device_count())
         asked = self._config
         self._predict = detect.predictor(asked.model, asked.data, asked.eval.dtype)
@@ -117,10 +117,8 @@ def _lines(workdir: pathlib.Path) -> list[dict[str, float]]:
 
 
 def _dataset(asked: ConfigDict, annotations: pathlib.Path, images: pathlib.Path) -> Dataset:
-    data = ConfigDict(asked.data)
-    data.source = "coco"
-    data.val.update(annotations=str(annotations), images=str(images))
-    return load_dataset(data, "val")
+    places = {"data.val.annotations": str(annotations), "data.val.images": str(images)}
+    return load_dataset(load.override_all(asked, {"data.source": "coco", **places}).data, "val")
 
 
 def _average_precision(dataset: Dataset, found: list[dict[str, Any]]) -> dict[str, float]:

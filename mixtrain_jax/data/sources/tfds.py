@@ -73,6 +73,8 @@ def _table(source: Any) -> tfds_tables.Table:
         crowd += [bool(each) for each in ignored]
     if len(set(ids)) < len(ids):
         ids = list(range(len(ids)))
+    if len(set(files)) < len(files):  # of several folders, which are not told
+        files = [f"{row:06d}_{file}" for row, file in enumerate(files)]
     return tfds_tables.Table(
         ids=np.array(ids, np.int64),
         files=np.array(files, np.str_),

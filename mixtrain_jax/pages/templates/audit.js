@@ -5,14 +5,14 @@ const { findings, names, fingerprint, folder } = JSON.parse(document.getElementB
 const at = (id) => document.getElementById(id);
 const view = at("view"), store = "audit-" + fingerprint;
 const GAP = 14, LEAST = 196, TEXT = 66;
-let decisions = remembered(), past = [], shown = [], chosen = 0, columns = 1, side = LEAST;
+let decisions = remembered(), past = [], shown = [], chosen = 0, columns = 1, side = LEAST, kept = true;
 
 function remembered() {
   try { return JSON.parse(localStorage.getItem(store)) || {}; } catch { return {}; }
 }
 
 function remember() {
-  try { localStorage.setItem(store, JSON.stringify(decisions)); } catch { /* a page without storage */ }
+  try { localStorage.setItem(store, JSON.stringify(decisions)); kept = true; } catch { kept = false; }
 }
 
 function passes(f) {
@@ -91,8 +91,8 @@ function undo() {
   if (!changes) return;
   for (const [id, word] of changes) put(id, word);
   remember();
-  const place = shown.findIndex((f) => f.id === changes[0][0]);
-  if (place >= 0) { chosen = place; reveal(); }
+  const found = shown.findIndex((f) => f.id === changes[0][0]);
+  if (found >= 0) { chosen = found; reveal(); }
   draw();
 }
 
@@ -102,9 +102,14 @@ function move(step) {
   draw();
 }
 
-function reveal() {
+// The chosen card's upper edge, the height of a row, and where the page below its bar begins.
+function place() {
   const high = side + TEXT + GAP, start = view.getBoundingClientRect().top + Math.floor(chosen / columns) * high;
-  const head = document.querySelector(".bar-top").offsetHeight + GAP;
+  return [start, high, document.querySelector(".bar-top").offsetHeight + GAP];
+}
+
+function reveal() {
+  const [start, high, head] = place();
   if (start < head) scrollBy(0, start - head);
   else if (start + high > innerHeight) scrollBy(0, start + high - innerHeight);
 }
@@ -144,6 +149,8 @@ const KEYS = {
 
 function choose(word) {
   if (!shown.length) return;
+  const [start, high, head] = place();
+  if (start + high < head || start > innerHeight) { reveal(); return; } // nobody has seen what it decides
   decide([[shown[chosen].id, word]]);
   move(1);
 }
@@ -158,6 +165,7 @@ for (const name of ["kinds", "class", "score", "image", "state"]) at(name).addEv
 let pointed = false;
 addEventListener("pointerdown", () => { pointed = true; }, true);
 addEventListener("keydown", () => { pointed = false; }, true);
+at("image").addEventListener("keydown", (event) => { if (/^(Enter|Escape)$/.test(event.key)) event.target.blur(); });
 for (const name of ["kinds", "class", "score", "state"]) {
   at(name).addEventListener("change", (event) => { if (pointed) event.target.blur(); });
   at(name).addEventListener("keydown", (event) => { if (/^(Enter|Escape)$/.test(event.key)) event.target.blur(); });
@@ -179,6 +187,9 @@ addEventListener("scroll", () => {
   waiting = true;
   requestAnimationFrame(() => { waiting = false; draw(); });
 }, { passive: true });
+// Another tab with this page has decided something; a browser that keeps nothing asks before it leaves.
+addEventListener("storage", (event) => { if (event.key === store) { decisions = remembered(); draw(); } });
+addEventListener("beforeunload", (event) => { if (!kept) event.preventDefault(); });
 addEventListener("resize", layout);
 addEventListener("beforeprint", () => draw(true));
 addEventListener("afterprint", () => draw());
