@@ -129,7 +129,8 @@ def _check_not_empty(namespace: argparse.Namespace, parser: argparse.ArgumentPar
     for name, value in vars(namespace).items():
         values = value if isinstance(value, list) else [value]
         if "" in values and value != parser.get_default(name):
-            raise UserError(f"--{name} is empty: give it a value, or leave it out")
+            flag = f"--{name}" if values == [value] else f"one of {name.upper()}"
+            raise UserError(f"{flag} is empty: give it a value, or leave it out")
 
 
 def _config(namespace: argparse.Namespace, overrides: dict[str, str]) -> tuple[Any, Any]:

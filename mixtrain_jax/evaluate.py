@@ -29,14 +29,14 @@ def main(flags: argparse.Namespace) -> None:
     from mixtrain_jax import process
     from mixtrain_jax.evaluation import detect, error_page
     from mixtrain_jax.evaluation.evaluate import evaluate, suffix
-    from mixtrain_jax.runtime import parallel
+    from mixtrain_jax.runtime import parallel, storage
 
     process.prepare(flags.config, alone=flags.coordinator is None)
     parallel.start(flags.coordinator, flags.processes, flags.process)
     folder = epath.Path(flags.workdir or ".")
     if flags.data:  # the figures of the run's own data stay
         place = epath.Path(flags.data).absolute()
-        folder /= f"on_{place.parent.name}_{place.stem if place.is_file() else place.name}"
+        folder /= f"on_{place.parent.name}_{place.stem if storage.is_file(place) else place.name}"
     output = epath.Path(flags.output or folder / f"detections{suffix(flags.split)}.json")
     with parallel.abort_all_on_error(), memory_in_one_line(detect.LESS_MEMORY):
         if flags.page:

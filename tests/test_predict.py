@@ -113,7 +113,12 @@ def test_bad_paths_are_refused_before_anything_is_compiled(unnamed, tmp_path, ca
 @pytest.mark.parametrize("form", result_files.FORMATS)
 def test_no_file_takes_the_place_of_one_of_the_users(tmp_path, form):
     output, stems = epath.Path(tmp_path), {"images/a.jpg": "a"}
-    files = [output / "a.png", *result_files.files_of(output, stems, form)]
+    odd = ["a\u2028b.png", "\udce9.png"]  # a line's end for Python, a name that is not UTF-8
+    files = [
+        output / "a.png",
+        *(output / name for name in odd),
+        *result_files.files_of(output, stems, form),
+    ]
     for file in files:
         storage.write(file, b"mine")
         with pytest.raises(UserError, match=f"{file.name} is there, and no prediction wrote it"):

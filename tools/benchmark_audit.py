@@ -37,6 +37,7 @@ from mixtrain_jax.auditing.labels import Detections, Floats, Ints, iou, rows_by_
 from mixtrain_jax.auditing.measure import Errors, Verdicts
 from mixtrain_jax.auditing.noise import Planted
 from mixtrain_jax.data.sources import text_files
+from mixtrain_jax.data.sources.dataset import names_apart
 from mixtrain_jax.errors import BAD_INPUT, UserError
 from mixtrain_jax.runtime import storage
 
@@ -63,7 +64,8 @@ def with_truth(data: Dump, path: str) -> Dump:
     """Returns the dump with better labels of its images, from a COCO file with its classes."""
     content = text_files.read_json(path, "file of better labels")
     table, _, category_ids = labels.from_coco(content, path)
-    names = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
+    listed = [c | {"name": text_files.one_line(str(c["name"]))} for c in content["categories"]]
+    names = {c["id"]: name for c, name in zip(listed, names_apart(listed), strict=True)}
     if [names[number] for number in category_ids] != data.class_names:
         raise UserError(
             f"{path}: its categories are {list(names.values())}, not {data.class_names}"

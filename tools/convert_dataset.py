@@ -11,6 +11,7 @@ import argparse
 import pathlib
 import sys
 
+import numpy as np
 from etils import epath
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -20,6 +21,7 @@ from mixtrain_jax.config import load, recipes
 from mixtrain_jax.data.sources import headers, layout, writers
 from mixtrain_jax.data.sources.annotations import Annotations
 from mixtrain_jax.data.sources.load import read_annotations, same_categories
+from mixtrain_jax.data.sources.report import LEFT_OUT
 from mixtrain_jax.errors import UserError
 from mixtrain_jax.runtime import storage
 
@@ -45,7 +47,8 @@ def convert(folder: str, to: str, output: epath.Path, images: writers.Images) ->
     for split in found.parts:
         part = split if data[split].annotations or data[split].images else "train"
         table = read_annotations(data, part)
-        tables[split], _ = headers.look(table, data.exif, split, data.white)
+        table, _ = headers.look(table, data.exif, split, data.white)
+        tables[split] = table if images == "none" else _with_images(table)
     same_categories({split: table.categories for split, table in tables.items()})
     told = []
     for split, table in tables.items():
@@ -55,6 +58,16 @@ def convert(folder: str, to: str, output: epath.Path, images: writers.Images) ->
     if found.source == "coco":
         told.append("masks, key points, licences and further fields of the COCO files are left out")
     return told
+
+
+def _with_images(table: Annotations) -> Annotations:
+    """The images whose files are there; the others are counted."""
+    missing = [row for row, path in enumerate(table.paths) if not storage.exists(path)]
+    if not missing:
+        return table
+    lost = [table.files[row] for row in missing]
+    table.findings.add(LEFT_OUT, lost, "images whose files are not there", of="")
+    return table.take(np.setdiff1d(np.arange(len(table)), missing))
 
 
 def main(flags: argparse.Namespace) -> None:

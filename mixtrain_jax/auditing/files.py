@@ -16,7 +16,7 @@ The keys are the findings' ids, and the fingerprint is that of the audit they we
                   believed, or ""}
     categories    [{"id", "name"}] in label order
     threshold     findings from this score on are in `corrected.json`
-    applied       how many those are
+    applied       how many of those are: of two boxes that double each other one stays
     left_out      number of findings below the lowest score written here
     shares        estimated share of each outcome, as of `ranking.Ranking`
     summary       rows as `summarise` returns them

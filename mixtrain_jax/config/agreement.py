@@ -59,8 +59,8 @@ def fingerprint(
         fields[f"the boxes of {dataset.name}"] = _digest(
             [dataset.boxes.starts, dataset.boxes.values, dataset.labels.values]
         )
-    fields["the step to start from"] = step
-    fields["the parameters to start from"] = _digest(jax.tree.leaves(weights))
+    fields["the step of the weights"] = step
+    fields["the weights"] = _digest(jax.tree.leaves(weights))
     return fields
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mixtrain_jax.data.sources.dataset import Dataset
+from mixtrain_jax.data.sources.dataset import Dataset, names_apart
 from mixtrain_jax.types import Detections
 
 SCORERS = FASTER, PYCOCOTOOLS = "faster_coco_eval", "pycocotools"
@@ -119,7 +119,8 @@ def score(
         evaluation.accumulate()
         evaluation.summarize()
 
-    names = class_names(ground_truth["categories"])
+    categories = ground_truth["categories"]
+    names = {c["id"]: name for c, name in zip(categories, names_apart(categories), strict=True)}
     # [IoU threshold, recall, class]; the first threshold is 0.50.
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
     per_class = {
@@ -131,17 +132,6 @@ def score(
     }
     numbers = (float(value) for value in evaluation.stats)
     return {**dict(zip(KEYS, numbers, strict=True)), "per_class": per_class}
-
-
-def class_names(categories: list[dict[str, Any]]) -> dict[int, str]:
-    """A name for each category id; one that several ids have is told apart by the id."""
-    listed = [category["name"] for category in categories]
-    return {
-        each["id"]: each["name"]
-        if listed.count(each["name"]) == 1
-        else f"{each['name']} ({each['id']})"
-        for each in categories
-    }
 
 
 def _evaluation(

@@ -95,10 +95,7 @@ def _places(content: dict[str, Any], ids: Sequence[Any], boxes: Any) -> Ints | N
     places = np.array([place_of[str(key)] for key in ids], np.int64)
     given = [coco_values.four(entries[place].get("bbox")) for place in places]
     boxed = np.array([each is not None for each in given], bool)  # the others have an outline alone
-    try:
-        there = from_bbox([entries[place]["bbox"] for place in places[boxed]])
-    except (TypeError, ValueError):
-        return None
+    there = from_bbox([each for each in given if each is not None])
     return places if np.allclose(there, boxes[boxed], rtol=0, atol=SAME) else None
 
 

@@ -1,6 +1,7 @@
 """Detections in image files as reports: our own JSON, a COCO file, YOLO's label files."""
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -82,13 +83,13 @@ def claim(output: epath.Path, files: Sequence[epath.Path]) -> None:
       UserError: one is there already, and no earlier report wrote it.
     """
     record = output / RECORD
-    ours = set(storage.read(record).decode().splitlines()) if storage.exists(record) else set()
+    ours = set(json.loads(storage.read(record))) if storage.exists(record) else set()
     there = {folder: set(storage.names(folder)) for folder in {file.parent for file in files}}
     names = {str(file.relative_to(output)) for file in files}
     for file in files:
         if file.name in there[file.parent] and str(file.relative_to(output)) not in ours:
             raise UserError(f"{file} is there, and no prediction wrote it; change --output")
-    storage.write(record, "".join(f"{name}\n" for name in sorted(ours | names)).encode())
+    storage.write_json(record, sorted(ours | names), indent=0)
 
 
 def files_of(output: epath.Path, stems: Mapping[str, str], form: str) -> list[epath.Path]:

@@ -78,6 +78,11 @@ def is_directory(path: epath.PathLike) -> bool:
     return _kind(path) == "directory"
 
 
+def is_file(path: epath.PathLike) -> bool:
+    """Whether there is a file; raises StorageError where that cannot be told."""
+    return _kind(path) not in (None, "directory")
+
+
 def _kind(path: epath.PathLike) -> str | None:
     """What is at a path: "directory", "file" or the like; None where nothing is.
 
@@ -89,10 +94,14 @@ def _kind(path: epath.PathLike) -> str | None:
             if is_local(path):
                 return "directory" if stat.S_ISDIR(os.stat(path).st_mode) else "file"
             return str(_object_store(path).info(os.fspath(path))["type"])
-        except (FileNotFoundError, NotADirectoryError, ValueError):  # or no name of a file
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):  # no file can be there
+                return None
+            raise
 
-    return attempt("read", path, look)
+    return None if "\0" in os.fspath(path) else attempt("read", path, look)
 
 
 def names(path: epath.PathLike) -> list[str]:

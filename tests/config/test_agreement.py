@@ -50,8 +50,8 @@ def other(tree):
         (dict(train=dataset(category="dog")), "the categories of train"),
         (dict(train=dataset(label=1)), "the boxes of train"),
         (dict(train=dataset(of=(0, 1))), "the boxes of train"),  # the same boxes, on other images
-        (dict(step=4), "the step to start from"),
-        (dict(state=other(STATE)), "the parameters to start from"),
+        (dict(step=4), "the step of the weights"),
+        (dict(state=other(STATE)), "the weights"),
     ],
 )  # fmt: skip
 def test_what_differs_is_named(monkeypatch, theirs, field):

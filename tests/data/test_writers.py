@@ -158,13 +158,16 @@ def test_the_program(tmp_path):
     assert refused.stderr == "error: --data=nowhere: there is no such folder\n"
 
 
-def test_images_that_are_not_there_are_counted(tmp_path):
+@pytest.mark.parametrize("images", ["copy", "link"])
+@pytest.mark.parametrize("to", FORMATS)
+def test_images_that_are_not_there_are_counted(tmp_path, to, images):
     cases.yolo(tmp_path / "a")
     names = sorted((tmp_path / "a").rglob("*.jpg"))
-    (tmp_path / "a" / "list.txt").write_text("\n".join([*map(str, names), "images/gone.jpg"]))
+    listed = [str(name.relative_to(tmp_path / "a")) for name in names]
+    (tmp_path / "a" / "list.txt").write_text("\n".join([*listed, "images/gone.jpg"]))
     yaml = tmp_path / "a" / "list.yaml"
     yaml.write_text("train: list.txt\nnames: [a, b, c, d, e]\n")
-    told = convert(str(yaml), "coco", epath.Path(tmp_path / "b"), "copy")
-    (line,) = [line for line in told if "images are not there to be copied" in line]
+    told = convert(str(yaml), to, epath.Path(tmp_path / "b"), images)
+    (line,) = [line for line in told if "images whose files are not there" in line]
     assert "images/gone.jpg" in line
-    assert len(list((tmp_path / "b").rglob("*.jpg"))) == len(names)
+    assert len(read(tmp_path / "b")) == len(names)

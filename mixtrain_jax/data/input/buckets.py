@@ -113,8 +113,7 @@ def for_evaluation(sizes: np.ndarray, config: Any) -> tuple[Bucket, ...]:
 def of_any(config: Any) -> tuple[Bucket, ...]:
     """The buckets for images nobody has seen yet: those of `config.data.val`, or its scale's."""
     long, short = (-(-side // 32) * 32 for side in config.scale)
-    short = min(short, long)
-    return _integers(config.buckets) or tuple(dict.fromkeys([(short, long), (long, short)]))
+    return _integers(config.buckets) or ((short, long), (long, short), (long, long))
 
 
 def short_sides(config: Any) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mixtrain_jax.data.sources import coco_lists, file_names
+from mixtrain_jax.data.sources import coco_lists, file_names, text_files
 from mixtrain_jax.data.sources.annotations import LARGEST_ID, Annotations
 from mixtrain_jax.data.sources.coco_lists import Key
 from mixtrain_jax.data.sources.report import LEFT_OUT, MENDED, NOTE, Findings, some
@@ -86,11 +86,11 @@ def _categories(
     }
     ids, originals = _numbers("category", list(classes), odd, findings)
     written = [_text(path, "categories", key, entry, "name") for key, entry in classes.items()]
-    names = [" ".join(name.split()) for name in written]
+    names = [text_files.one_line(name) for name in written]
     findings.add(
         MENDED,
         [repr(name) for name, plain in zip(written, names, strict=True) if name != plain],
-        "names of categories hold line ends or further blanks, which are left out",
+        "names of categories hold line ends, which are left out",
         of="",
     )
     return [{"id": key, "name": name} for key, name in zip(ids, names, strict=True)], originals

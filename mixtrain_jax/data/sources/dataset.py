@@ -63,11 +63,7 @@ class Dataset:
     @property
     def class_names(self) -> list[str]:
         """The names of the classes, in label order; with its id where two have the same."""
-        names = [str(category["name"]) for category in self.categories]
-        return [
-            f"{name} ({category['id']})" if names.count(name) > 1 else name
-            for name, category in zip(names, self.categories, strict=True)
-        ]
+        return names_apart(self.categories)
 
     def take(self, rows: np.ndarray) -> "Dataset":
         """Returns the data set of some rows, in their order."""
@@ -118,6 +114,15 @@ class Dataset:
         pycocotools counts them as objects too.
         """
         return coco_format(self.annotations)
+
+
+def names_apart(categories: Sequence[dict[str, Any]]) -> list[str]:
+    """A name for each category, in their order; with its id where two have the same."""
+    names = [str(category["name"]) for category in categories]
+    return [
+        f"{name} ({category['id']})" if names.count(name) > 1 else name
+        for name, category in zip(names, categories, strict=True)
+    ]
 
 
 def assemble(table: Annotations, reading: Reading, name: str, max_boxes: int) -> Dataset:

@@ -33,6 +33,7 @@ OURS = (
     frozenset({"config.json", "checkpoints"}),
     frozenset({"audit.json", "corrected.json"}),
     frozenset({"report.json", "check.html"}),
+    frozenset({".predicted"}),
 )
 
 

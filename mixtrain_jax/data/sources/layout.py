@@ -4,6 +4,7 @@ Folders as people have them: COCO's own, Roboflow's and Ultralytics' exports, VO
 label files beside the images, one file at the root. A folder that only holds another is entered.
 """
 
+import collections
 import dataclasses
 import itertools
 import os
@@ -15,6 +16,7 @@ from etils import epath
 
 from mixtrain_jax.data.sources import coco_lists, file_names, text_files, voc, yolo
 from mixtrain_jax.errors import UserError
+from mixtrain_jax.runtime import storage
 
 VAL_SHARE = 0.2  # of the images, where a folder has one split only
 _OTHER_TASKS = ("captions_", "person_keypoints_", "stuff_", "panoptic_", "image_info_")  # COCO's
@@ -81,7 +83,7 @@ def find(folder: str) -> Layout:
       UserError: there is no such folder, or nothing in it that is known, or several sets.
     """
     place = epath.Path(folder)
-    if place.is_file():
+    if storage.is_file(place):
         if folder.lower().endswith(yolo.YAML):
             return _of_yaml(folder)
         coco_lists.first_names(folder, 0)  # tells what is wrong with it
@@ -89,7 +91,7 @@ def find(folder: str) -> Layout:
         if found is None:
             raise UserError(f"--data={folder}: not a COCO file and not a data.yaml")
         return found
-    if not place.is_dir():
+    if not storage.is_directory(place):
         raise UserError(f"--data={folder}: there is no such folder")
     tree = [path for path in file_names.walk(folder) if not path.startswith("runs/")]
     if not tree:
@@ -254,7 +256,9 @@ def _coco_files(folder: str, tree: Sequence[str]) -> Layout | None:
     if named:  # others are of a split that has no such file, or for another task
         splits = {_split(path) for path in named} | {None}
         others = [path for path in files if not os.path.basename(path).startswith(_OTHER_TASKS)]
-        named += [path for path in others if path not in named and _split(path) not in splits]
+        others = [path for path in others if _split(path) not in splits]
+        count = collections.Counter(map(_split, others))
+        named += [path for path in others if count[_split(path)] == 1]
     return _coco(folder, named or files) if files else None
 
 
@@ -311,15 +315,15 @@ def _images_of(folder: str, path: str, names: Sequence[str]) -> str:
         places += below
     best, most = str(parent), 0
     for place in dict.fromkeys(places):
-        if place.is_dir():
-            hits = sum((place / name).is_file() for name in names if "\0" not in name)
+        if storage.is_directory(place):
+            hits = sum(storage.is_file(place / name) for name in names)
             if hits > most:
                 best, most = str(place), hits
     if most:
         return best
     # Names that are spelt otherwise: the first of the folders in which they can be found.
     for place in dict.fromkeys(places):
-        if place.is_dir() and any(file_names.resolve(place, names)[0]):
+        if storage.is_directory(place) and any(file_names.resolve(place, names)[0]):
             return str(place)
     return best
 

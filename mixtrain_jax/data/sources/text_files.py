@@ -51,6 +51,11 @@ def read_lines(path: epath.PathLike, kind: str = "list") -> list[str]:
     return [line.strip() for line in read_text(path, kind).splitlines() if line.strip()]
 
 
+def one_line(name: str) -> str:
+    """A class's name without line ends, which no list of names and no picture can hold."""
+    return name if name.splitlines() in ([], [name]) else " ".join(name.split())
+
+
 def read_json(path: epath.PathLike, kind: str = "annotation file") -> Any:
     """What a JSON file holds.
 

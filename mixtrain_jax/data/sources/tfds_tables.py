@@ -80,4 +80,4 @@ def _digest(folder: epath.Path, split: str) -> str:
         path = folder / name
         stat = storage.attempt("read", path, path.stat)
         files.append(f"{name} {stat.length} {stat.mtime}")
-    return hashlib.sha256(json.dumps([1, files]).encode()).hexdigest()[:24]
+    return hashlib.sha256(json.dumps([2, files]).encode()).hexdigest()[:24]

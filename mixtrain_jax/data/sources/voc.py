@@ -19,6 +19,7 @@ from mixtrain_jax.data.sources.annotations import Annotations, from_lists
 from mixtrain_jax.data.sources.report import LEFT_OUT, MENDED, Findings, some
 from mixtrain_jax.data.sources.text_files import read_text
 from mixtrain_jax.errors import UserError
+from mixtrain_jax.runtime import storage
 
 Box = tuple[float, float, float, float]
 
@@ -165,7 +166,7 @@ def images_beside(annotations: str) -> str:
     names = ("JPEGImages", "images", "Images", "imgs")
     for parent, below in ((place.parent, ""), (place.parent.parent, place.name)):
         for name in names:
-            if (parent / name / below).is_dir():
+            if storage.is_directory(parent / name / below):
                 return str(parent / name / below)
     return annotations
 

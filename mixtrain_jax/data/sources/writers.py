@@ -58,7 +58,7 @@ def write_coco(table: Annotations, folder: epath.Path, split: str, images: Image
         entry.update(own, id=entry["id"] if isinstance(entry["id"], int) else number)
     content["categories"] = [each | {"id": class_of[each["id"]]} for each in content["categories"]]
     _write(folder / "annotations" / f"instances_{split}.json", json.dumps(content))
-    _place(table, names, folder / "images" / split, images, findings)
+    _place(table, names, folder / "images" / split, images)
     return findings
 
 
@@ -67,11 +67,13 @@ def write_voc(table: Annotations, folder: epath.Path, split: str, images: Images
     findings = Findings()
     table = _finite(table, findings).by_image()
     listing = folder / "ImageSets" / "Main" / f"{split}.txt"
-    if listing.exists():
+    if storage.exists(listing):
         raise UserError(f"{listing} is there already; choose another --output")
     names = file_names(table)
     stems = [os.path.splitext(name)[0] for name in names]
-    if any((folder / "Annotations" / f"{stem}.xml").exists() for stem in stems):  # another split's
+    if any(
+        storage.exists(folder / "Annotations" / f"{stem}.xml") for stem in stems
+    ):  # another split's
         names = [f"{split}_{name}".replace("/", "_") for name in names]
         stems = [os.path.splitext(name)[0] for name in names]
     _check_stems(table, stems, "VOC has one XML for both")
@@ -109,7 +111,7 @@ def write_voc(table: Annotations, folder: epath.Path, split: str, images: Images
     _write(listing, "".join(f"{stem}\n" for stem in stems))
     classes = "".join(f"{category['name']}\n" for category in table.categories)
     storage.write(folder / "classes.txt", classes.encode())
-    _place(table, names, folder / "JPEGImages", images, findings)
+    _place(table, names, folder / "JPEGImages", images)
     return findings
 
 
@@ -136,7 +138,7 @@ def write_yolo(table: Annotations, folder: epath.Path, split: str, images: Image
         ]
         path = folder / "labels" / split / f"{stem}.txt"
         _write(path, "".join(f"{line}\n" for line in lines))
-    _place(table, names, folder / "images" / split, images, findings)
+    _place(table, names, folder / "images" / split, images)
     path = folder / "data.yaml"
     content = yaml.safe_load(storage.read(path)) if storage.exists(path) else {}
     content[split] = f"images/{split}"
@@ -198,27 +200,25 @@ def _write(path: epath.Path, text: str) -> None:
         raise UserError(f"{what}: its image's name is not UTF-8; rename the image") from None
 
 
-def _place(
-    table: Annotations, names: Sequence[str], folder: epath.Path, images: Images, findings: Findings
-) -> None:
-    """Copies or links the image files into a folder, under the names given; counts what is lost."""
+def _place(table: Annotations, names: Sequence[str], folder: epath.Path, images: Images) -> None:
+    """Copies or links the image files into a folder, under the names given."""
     if images == "none":
         return
-    lost = []
     for row, name in enumerate(names):
         target = folder / name
-        if target.exists():
+        if storage.exists(target):
             raise UserError(f"{target} is there already; choose another --output")
+        local = bool(table.paths) and storage.is_local(table.paths[row])
+        if images == "link" and table.paths and not local:
+            raise UserError(f"{table.paths[row]} is in a bucket: --images=copy copies it")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            if not table.paths:
+            if not local:
                 target.write_bytes(table.content(row))
             elif images == "link":
                 os.symlink(os.path.abspath(table.paths[row]), target)
             else:
                 shutil.copyfile(table.paths[row], target)
-        except FileNotFoundError as error:
-            lost.append(f"{table.files[row]} ({storage.reason(error)})")
         except OSError as error:
-            raise UserError(f"cannot write {target}: {storage.reason(error)}") from None
-    findings.add(WARNING, lost, "images are not there to be copied", of="")
+            reason = storage.reason(error)
+            raise UserError(f"{table.files[row]} cannot come to {target}: {reason}") from None

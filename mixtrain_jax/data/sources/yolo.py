@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from mixtrain_jax.data.sources import file_names
+from mixtrain_jax.data.sources import file_names, text_files
 from mixtrain_jax.data.sources.annotations import Annotations, from_lists
 from mixtrain_jax.data.sources.report import LEFT_OUT, MENDED, NOTE, WARNING, Findings
 from mixtrain_jax.data.sources.text_files import read_lines, read_text
@@ -81,7 +81,7 @@ def read(annotations: str, images: str, split: str, classes: Sequence[str] = ())
     used: set[str] = set()
     for row, (name, path, candidates) in enumerate(pairs):
         table.append((name, path, (0, 0)))
-        label_file = next(filter(_is_file, candidates), None)
+        label_file = next(filter(storage.is_file, candidates), None)
         if label_file is None:
             bare.append(name)
             continue
@@ -191,13 +191,13 @@ def names_of(path: str, content: dict[str, Any]) -> list[str]:
         strange = [key for key in names if not key.isdecimal()]
         if strange:
             raise UserError(f"{path}: 'names' has {strange[0]!r} where a class number is expected")
-        numbered = {int(key): str(name) for key, name in names.items()}
+        numbered = {int(key): text_files.one_line(str(name)) for key, name in names.items()}
         return [numbered.get(i, f"class {i}") for i in range(max(numbered, default=-1) + 1)]
     if isinstance(names, list):
-        return [str(name) for name in names]
+        return [text_files.one_line(str(name)) for name in names]
     if names:
         beside = epath.Path(path).parent / names
-        if not beside.is_file():
+        if not storage.is_file(beside):
             raise UserError(f"{path}: 'names' is {names!r}; give a list, or a file that is there")
         return read_lines(beside)
     return [f"class {i}" for i in range(int(count))] if count.isdecimal() else []
@@ -216,7 +216,7 @@ def names_beside(folder: str) -> list[str]:
     place = epath.Path(folder)
     for parent in (place, place.parent, place.parent.parent):
         for name in _NAME_FILES:
-            if (parent / name).is_file():
+            if storage.is_file(parent / name):
                 return read_lines(parent / name)
     return []
 
@@ -238,7 +238,7 @@ def images_of(path: str, content: dict[str, Any], split: str) -> list[str]:
         # Roboflow's ../train/images means ./train/images; what moved is looked for by its end.
         ends = [name.lstrip("./"), "/".join(name.rstrip("/").split("/")[-2:])]
         places = [root / name, here / name, *(here / end for end in ends)]
-        place = next((p for p in places if p.is_dir() or p.is_file()), None)
+        place = next((p for p in places if storage.exists(p)), None)
         if place is None:
             raise UserError(f"{path}: '{split}' names {name}, which is neither in {here} nor there")
         found.append(os.path.normpath(place) if "://" not in str(place) else str(place))
@@ -251,7 +251,7 @@ def _of_yaml(path: str, content: dict[str, Any], split: str) -> Iterator[Pair]:
             for line in read_lines(place):
                 line = line.replace("\\", "/")
                 near = [epath.Path(place).parent / line, epath.Path(path).parent / line]
-                file = str(next((p for p in near if p.is_file()), near[0]))
+                file = str(next((p for p in near if storage.is_file(p)), near[0]))
                 yield line.removeprefix("./"), os.path.normpath(file), label_files(file)
         else:
             yield from _of_folders(place, "")
@@ -334,15 +334,6 @@ def _lists_a_split(path: str) -> bool:
 
 def _text_files(folder: str) -> list[str]:
     return [name for name in storage.names(folder) if name.endswith(".txt")]
-
-
-def _is_file(path: str) -> bool:
-    try:
-        return storage.exists(path) and not storage.is_directory(path)
-    except storage.StorageError as error:
-        if error.passing:
-            raise
-        return False  # a name that no file can have
 
 
 def _check(
