@@ -21,6 +21,8 @@ from mixtrain_jax.data.sources.text_files import read_text
 from mixtrain_jax.errors import UserError
 from mixtrain_jax.runtime import storage
 
+_ABOVE = 4  # folders in which a folder of images is looked for
+
 Box = tuple[float, float, float, float]
 
 
@@ -161,13 +163,15 @@ def xmls(folder: str) -> list[str]:
 
 
 def images_beside(annotations: str) -> str:
-    """The folder of the images that belong to a folder of XMLs."""
-    place = epath.Path(annotations)
-    names = ("JPEGImages", "images", "Images", "imgs")
-    for parent, below in ((place.parent, ""), (place.parent.parent, place.name)):
-        for name in names:
-            if storage.is_directory(parent / name / below):
-                return str(parent / name / below)
+    """The folder of the images that belong to a folder of XMLs: beside it or a folder above."""
+    place, below = epath.Path(annotations), ""
+    above = place
+    for _ in range(_ABOVE):
+        for name in ("JPEGImages", "images", "Images", "imgs"):
+            images = above.parent / name / below
+            if images != place and storage.is_directory(images):
+                return str(images)
+        above, below = above.parent, f"{above.name}/{below}"
     return annotations
 
 
