@@ -85,11 +85,15 @@ def _write(flags: argparse.Namespace, looked: list[Any]) -> None:
     found = facts.gather(looked, flags.config.data)
     folder = {f"data.{name}" for name in (*found.fields, "classes", "val_share")}
     asked = {name: load.get(flags.config, name) for name in flags.origin.flags.keys() - folder}
+    if "data.train.scale" in asked:  # which the buckets of a plan were not made for
+        asked.setdefault("data.train.buckets", ())
     text = recipe.text(found, machine.look(), weights.read(flags.weights), flags.write, asked)
     storage.write(path, text.encode())
     made = load.load(str(path))  # it is a config that train takes
     if flags.weights and not made.init_from:
         print(f"--weights={flags.weights} is left out: a CPU's small network takes none")
+    if "batch_size" in asked:
+        print("the recipe's rate and length are those of its own batch, not of the one asked for")
     print(f"wrote {path}; train with:\n  {recipe.train_command(machine.look(), flags.write)}")
 
 

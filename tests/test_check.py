@@ -189,6 +189,24 @@ def test_the_recipe_has_room_for_all_boxes_and_what_was_asked(folder, tmp_path):
     assert looked[0] == cli.BAD_INPUT
 
 
+def test_a_scale_that_is_asked_for_has_buckets_of_its_own(folder, tmp_path):
+    path = tmp_path / "mine.py"
+    assert looked_at(folder, f"--write={path}", "--config.data.train.scale=640,384,480")[0] == 0
+    data = configs.load(str(path)).data
+    assert data.train.scale == (640, 384, 480) and data.train.buckets == ()
+
+
+def test_a_damaged_test_split_keeps_no_training_from_starting(folder):
+    coco(folder, "test", {f"{n}.png": [(1, 4, 5, 30, 20)] for n in range(6)})
+    image(folder / "test" / "5.png", 100)
+    for number in range(5):
+        (folder / "test" / f"{number}.png").write_bytes(b"")
+    code, report, problems = looked_at(folder)
+    assert code == 0 and report["can_start"]
+    assert one(problems, "test", "cannot be used")["count"] == 5
+    assert not [what for _, what in problems if "same as another" in what]
+
+
 def test_images_set_apart_are_counted(folder):
     shutil.rmtree(folder / "val")
     _, _, problems = looked_at(folder)

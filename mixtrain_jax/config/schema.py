@@ -108,7 +108,7 @@ DATA: Group = {
         "list": Field("", _LIST),
         "split": Field("validation", _SPLIT),
         "scale": Field((1333, 800), "longest long side, short side", length(2, at_least(1))),
-        "buckets": Field((), "sizes a batch is padded to; (): chosen", bucket_list()),
+        "buckets": Field((), "sizes a batch is padded to; (): chosen", bucket_list(), FREE),
     },
     "test": {
         "annotations": Field("", f"{_ANNOTATIONS}; scale and buckets are val's", kind=FREE),
@@ -136,7 +136,9 @@ MODEL: Group = {
         None, "unset: as many as the annotations have categories", at_least(1), unset=int
     ),
     "dtype": Field("bfloat16", "of the network's arithmetic", one_of("float32", "bfloat16")),
-    "remat": Field(False, "compute the backbone's blocks again in the backward pass: less memory"),
+    "remat": Field(
+        False, "compute the backbone's blocks again in the backward pass: less memory", kind=FREE
+    ),
     "backbone": {
         "name": Field("swin", "which network: swin, resnet, or one of your own"),
         "embed_dim": Field(96, "swin: channels of the first stage", at_least(1)),

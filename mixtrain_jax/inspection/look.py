@@ -17,7 +17,7 @@ class Seen(NamedTuple):
     """What one image file turned out to be.
 
     Attributes:
-      digest: hash of the file's bytes; empty where they could not be read.
+      digest: hash of the file's bytes; empty where the image cannot be used.
       error: why the image cannot be used; empty if it can.
       flat: whether all its pixels have one colour.
     """
@@ -77,5 +77,5 @@ def _see(dataset: Dataset, row: int) -> Seen:
     try:
         pixels = image_files.decode(content, (height, width), dataset.reading)
     except image_files.UnreadableImage as error:
-        return Seen(digest, str(error))
+        return Seen(error=str(error))
     return Seen(digest, "", bool(np.ptp(pixels.reshape(-1, 3), axis=0).max() == 0))

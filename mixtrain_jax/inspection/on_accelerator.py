@@ -55,7 +55,8 @@ def _big(
     fits = (
         "memory of this device is not known: lower it if it is too much"
         if machine.memory is None
-        else f"the most that fits {machine.memory / 2**30:.0f} GiB a device at this scale"
+        else f"the most of 8, 4 and 2 (32 in all) that fits {machine.memory / 2**30:.0f} GiB a "
+        "device at this scale"
     )
     plan = {
         "Where the data is": plans.where_it_is(facts),

@@ -14,6 +14,7 @@ from mixtrain_jax.runtime.machine import Machine
 CPU_PIXELS = 160 * 224
 CPU_SECONDS = 480.0
 CPU_PIXELS_A_SECOND = 7 * 160 * 160  # of one core
+CPU_READING = 0.03  # core-seconds a megapixel of an image: decoding, colours, the view
 CPU_STEPS = (600, 4000)
 
 
@@ -29,6 +30,9 @@ def choose(facts: Facts, machine: Machine, weights: Weights | None) -> plans.Pla
     epochs = plans.epochs(steps, batch, facts.images)
     rate = 1e-3 * math.sqrt(batch / 8)
     low = short * 4 // 5
+    megapixels = float(facts.sizes.prod(axis=1).mean()) / 1e6
+    seconds = pixels / CPU_PIXELS_A_SECOND + megapixels * CPU_READING
+    minutes = steps * batch * seconds / cores / 60
     unused = ["--weights are left out: the small network takes none"] if weights else []
     sides = np.sqrt(facts.sides.prod(axis=1)) * short
     smallest = float(np.quantile(sides, 0.05)) if len(sides) else 32.0
@@ -76,9 +80,8 @@ def choose(facts: Facts, machine: Machine, weights: Weights | None) -> plans.Pla
             plans.Line(
                 "epochs",
                 epochs,
-                f"{steps} steps: about "
-                f"{steps * batch * pixels / CPU_PIXELS_A_SECOND / cores / 60:.0f} minutes "
-                f"on {cores} idle cores, and compiling",
+                f"{steps} steps: about {minutes:.0f} minutes on {cores} idle cores, "
+                "and compiling and evaluation",
             ),
             plans.Line(
                 "optimizer.learning_rate",
@@ -102,8 +105,8 @@ def choose(facts: Facts, machine: Machine, weights: Weights | None) -> plans.Pla
 def _cpu_scale(facts: Facts) -> tuple[int, int]:
     """Short side and longest long side of views of about CPU_PIXELS."""
     aspect = plans.aspect(facts)
-    best, most = (96, 96), 0.0
-    for short in range(64, 257, 8):
+    best, most = (32, plans.up(CPU_PIXELS // 32)), 0.0  # of panoramas that are wider still
+    for short in range(32, 257, 8):
         long = round(short * aspect)
         padded = plans.up(short) * plans.up(long)
         if padded <= CPU_PIXELS and short * long > most:

@@ -157,9 +157,13 @@ def on_the_way(
 
 
 def aspect(facts: Facts) -> float:
-    """Long side over short side that nine of ten images do not exceed."""
+    """Long side over short side that nine of ten images do not exceed.
+
+    Not above twice the usual: a few panoramas among photographs are seen smaller instead of all.
+    """
     sides = np.sort(facts.sizes, axis=1)
-    return float(np.quantile(sides[:, 1] / sides[:, 0], 0.9))
+    usual, most = np.quantile(sides[:, 1] / sides[:, 0], (0.5, 0.9))
+    return float(min(most, 2 * usual))
 
 
 def up(side: float) -> int:

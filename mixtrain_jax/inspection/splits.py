@@ -51,6 +51,7 @@ def _files(split: Split, max_bad_share: float) -> list[Problem]:
     damaged = split.damaged
     stops = len(damaged) > most_unreadable(len(dataset), max_bad_share)
     stops |= bool(damaged) and len(damaged) == len(dataset)
+    needed = split.name in ("train", "val")  # test is for a command of its own
     done = (
         f"more than config.data.max_bad_share = {max_bad_share:g}: "
         f"{'training' if split.name == 'train' else 'evaluation'} would stop"
@@ -60,7 +61,7 @@ def _files(split: Split, max_bad_share: float) -> list[Problem]:
     flat = [dataset.names(row) for row, seen in enumerate(split.seen) if seen.flat]
     return [
         *of_places(
-            STOPS if stops else DOUBT,
+            STOPS if stops and needed else DOUBT,
             split.name,
             "images cannot be used",
             [f"{dataset.names(row)}: {split.seen[row].error}" for row in damaged],

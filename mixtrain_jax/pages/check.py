@@ -106,7 +106,7 @@ def _histogram(values: npt.NDArray[Any], whole: bool = False) -> tuple[list[floa
     low, high = float(values.min()), float(values.max())
     if whole and high - low < 60:
         edges = np.arange(low - 0.5, high + 1)
-    elif low == high:
+    elif high - low <= 1e-9 * max(abs(low), abs(high)):  # equal but for rounding
         edges = low + np.arange(-1.5, 2)
     else:
         edges = np.linspace(low, high, 31)

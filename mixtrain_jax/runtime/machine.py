@@ -6,11 +6,15 @@ import pathlib
 
 import jax
 
-_GROUPS = (  # of control groups, version 2 and 1: what a container may hold, and what it holds
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+# Of control groups, version 2 and 1: what a container may hold, what it holds, and the line of
+# memory.stat that says how much of this are files that were read, which make room when asked to.
+_GROUPS = (
+    ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
     (
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "/sys/fs/cgroup/memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
     ),
 )
 
@@ -70,18 +74,34 @@ def _device_memory(device: jax.Device) -> int | None:
 
 
 def _host_memory(devices: int) -> int | None:
-    """Bytes of the host's memory that are free, shared by its devices."""
-    free = []
+    """Bytes of the host's memory that are free, shared by its devices; None: it is not known."""
+    available = _available()
+    if available is None:
+        return None
+    free = [available]
+    for folder, limit, used, cached in _GROUPS:
+        try:
+            most, now = (int(pathlib.Path(folder, name).read_text()) for name in (limit, used))
+        except (OSError, ValueError):  # no such group, or no limit ("max")
+            continue
+        free.append(most - now + _line_of(pathlib.Path(folder, "memory.stat"), cached))
+    return min(free) // devices if min(free) > 0 else None  # it is counted otherwise than here
+
+
+def _available() -> int | None:
     try:
         for line in pathlib.Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                free.append(1024 * int(line.split()[1]))
+                return 1024 * int(line.split()[1])
     except (OSError, ValueError):
-        return None
-    for limit, used in _GROUPS:
-        try:
-            most, now = (int(pathlib.Path(path).read_text()) for path in (limit, used))
-        except (OSError, ValueError):  # no such group, or no limit ("max")
-            continue
-        free.append(max(0, most - now))
-    return min(free) // devices if free else None
+        pass
+    return None
+
+
+def _line_of(path: pathlib.Path, name: str) -> int:
+    """The number that a file has after a name at the beginning of a line; 0 without one."""
+    try:
+        lines = dict(line.split(maxsplit=1) for line in path.read_text().splitlines())
+        return int(lines.get(name, 0))
+    except (OSError, ValueError):
+        return 0

@@ -26,8 +26,8 @@ from mixtrain_jax.runtime.signals import Stop
 from mixtrain_jax.types import Batch, TrainState
 
 LESS_MEMORY = (
-    "lower config.batch_size or config.data.train.scale, set config.accumulate=2 (or more), or "
-    "config.model.remat=True"
+    "set config.model.remat=True or config.accumulate=2 (or more), or lower config.batch_size or "
+    "config.data.train.scale (all but remat need --allow_changes in a run that has begun)"
 )
 
 

@@ -1,6 +1,7 @@
 """Recipes for data sets and machines: what is chosen, and that the text is what was chosen."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -89,6 +90,28 @@ def test_standing_images_and_mixed_ones_have_their_buckets():
     mixed = facts()
     mixed.sizes[:100] = mixed.sizes[:100, ::-1]
     assert recipe.choose(mixed, CPU, None).config().data.train.buckets == ((160, 224), (224, 160))
+
+
+def test_panoramas_are_seen_small_and_a_few_of_them_do_not_make_photographs_smaller():
+    scale = recipe.choose(facts(size=(1000, 10_000)), CPU, None).config().data.train.scale
+    assert scale[2] >= 48 and scale[0] >= 480
+    mixed = facts(images=100)
+    mixed.sizes[:12] = 1000, 10_000
+    short = recipe.choose(mixed, CPU, None).config().data.train.scale[2]
+    assert short >= 96  # of 160 without them
+    widest = recipe.choose(facts(size=(100, 10_000)), CPU, None).config().data
+    assert widest.train.buckets == ((32, 1120),)
+
+
+def test_the_time_that_reading_takes_is_told():
+    def minutes(size):
+        lines = recipe.choose(facts(size=size), CPU, None).lines()
+        (line,) = [line for line in lines if line.name == "epochs"]
+        return int(re.search(r"about (\d+) minutes", line.reason)[1])
+
+    small, photographs = minutes((480, 640)), minutes((3000, 4000))
+    # 600 steps of 8 images of 12 megapixels, .03 core-seconds each, on two cores.
+    assert photographs - small == pytest.approx(600 * 8 * 11.7 * 0.03 / 2 / 60, abs=1.5)
 
 
 def test_many_boxes_are_cut_and_said():

@@ -176,3 +176,12 @@ def test_charts_escape_names_and_survive_having_nothing():
     assert "Nothing" in charts.bars({}, label="x")
     assert "Nothing" in charts.columns([0, 1], [], x="x", y="y")
     assert "none" in charts.bars({"a": math.nan}, label="x")
+
+
+def test_boxes_of_one_size_have_a_histogram():
+    """Equal but for the rounding of x + w - x."""
+    corners = np.random.default_rng(0).uniform(0, 900, 100)
+    sides = (corners + 24.3) - corners
+    edges, counts = check._histogram(sides)
+    assert sum(counts) == 100 and edges[-1] - edges[0] > 1
+    assert "<svg" in charts.columns(edges, counts, x="pixels", y="boxes")

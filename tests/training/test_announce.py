@@ -42,7 +42,7 @@ def test_memory_is_told_warned_about_and_refused(capsys, warnings):
     assert warnings == []
     announce.memory(config(), there(0.9))
     assert "config.accumulate=2" in warnings[0]
-    with pytest.raises(UserError, match=r"are free: lower config.batch_size .* config.max_memory"):
+    with pytest.raises(UserError, match=r"are free: set config.model.remat.* config.max_memory"):
         announce.memory(config(), there(0.7))
     announce.memory(config(max_memory=0), there(0.7))
 
