@@ -24,7 +24,9 @@ from mixtrain_jax.runtime import checkpoint, parallel, storage
 CROWD = 0.5  # share of a detection in a crowd, above which it is one of the crowd
 LOOKS = ("teacher", "mirrored teacher", "student")
 FOLDERS = {"train": "audit", "val": "audit_val"}  # by split, in a workdir
-RUNAWAY = 3.0  # missing boxes for each human one, from which the detector is doubted, not people
+# From which shares of the human boxes on the detector is doubted and not people.
+RUNAWAY = 3.0  # of missing boxes
+MOST = 0.5  # of wrong ones
 
 
 class Judge(NamedTuple):
@@ -153,23 +155,23 @@ def _looks(
 
 
 def too_weak(contents: dict[str, Any]) -> str:
-    """Returns a warning if far more boxes seem to be missing than people drew, or "".
+    """Returns a warning if most of what people drew seems to be wrong or missing, or "".
 
     Args:
       contents: of audit.json.
     """
-    missing = next(
-        entry["errors"]
-        for entry in contents["summary"]
-        if (entry["class"], entry["kind"]) == ("all", "missing")
-    )
+    errors = {e["kind"]: e["errors"] for e in contents["summary"] if e["class"] == "all"}
+    missing, wrong = errors["missing"], sum(errors.values()) - errors["missing"]
     human = contents["data"]["human_boxes"]
-    if missing <= RUNAWAY * human:
+    if missing > RUNAWAY * human:
+        found = f"{missing:,.0f} boxes seem to be missing where people drew {human:,}"
+    elif wrong > MOST * human:
+        found = f"{wrong:,.0f} of the {human:,} boxes that people drew seem to be wrong"
+    else:
         return ""
     return (
-        f"{missing:,.0f} boxes seem to be missing where people drew {human:,}. Unless most labels "
-        "are missing, this detector has learned too little to judge them: train it longer before "
-        "you use corrected.json"
+        f"{found}. Unless most labels are, this detector has learned too little to judge them: "
+        "train it longer before you use corrected.json"
     )
 
 
