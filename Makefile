@@ -35,9 +35,10 @@ test-short: $(VENV)/installed-dev
 
 # An hour: all that is done to runs, kills and stuck hosts among it (docs/reliability.md).
 test-faults: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m "slow or not slow" tests/test_faults.py tests/test_audit.py tests/test_processes.py \
-	  tests/test_hosts.py tests/test_kills.py tests/test_launchers.py tests/test_bucket.py \
-	  tests/test_restart_loop.py tests/runtime tests/data/test_read_errors.py tests/config tests/training
+	$(BIN)/python -m pytest -m "slow or not slow" tests/test_faults.py tests/test_audit.py \
+	  tests/test_processes.py tests/test_hosts.py tests/test_kills.py tests/test_launchers.py \
+	  tests/test_bucket.py tests/test_restart_loop.py tests/runtime tests/config tests/training \
+	  tests/data/test_read_errors.py
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check

@@ -209,11 +209,12 @@ def keep_apart(path: epath.Path, data: Any) -> None:
       path: of the corrected labels; VOC's and YOLO's go into the folder of its name besides.
       data: `config.data`.
     """
-    file, folder = _place(path), path.with_suffix("")
+    folder = path.with_suffix("")
+    file, home = _place(path), _place(folder)
     for split in ("train", "val", "test"):
         for given in (data[split].annotations, data[split].images):
             place = _place(given) if given else ""
-            if place in (file, _place(folder)) or place.startswith(f"{_place(folder)}/"):
+            if place in (file, home) or place.startswith(f"{home}/"):
                 raise UserError(
                     f"{path} holds the labels that are audited; choose another --output, so that "
                     "they are not written over"

@@ -85,11 +85,11 @@ def claim(output: epath.Path, files: Sequence[epath.Path]) -> None:
     record = output / RECORD
     ours = set(json.loads(storage.read(record))) if storage.exists(record) else set()
     there = {folder: set(storage.names(folder)) for folder in {file.parent for file in files}}
-    names = {str(file.relative_to(output)) for file in files}
-    for file in files:
-        if file.name in there[file.parent] and str(file.relative_to(output)) not in ours:
+    names = {str(file.relative_to(output)): file for file in files}
+    for name, file in names.items():
+        if file.name in there[file.parent] and name not in ours:
             raise UserError(f"{file} is there, and no prediction wrote it; change --output")
-    storage.write_json(record, sorted(ours | names), indent=0)
+    storage.write_json(record, sorted(ours | names.keys()), indent=0)
 
 
 def files_of(output: epath.Path, stems: Mapping[str, str], form: str) -> list[epath.Path]:

@@ -178,9 +178,14 @@ class _Scale:
 _scale = _Scale
 
 
+def level(low: float, high: float) -> bool:
+    """Whether two numbers differ by rounding alone, as means of equal numbers do."""
+    return high - low <= 1e-9 * max(abs(low), abs(high))
+
+
 def _limits(values: list[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
-    if high - low <= 1e-9 * max(abs(low), abs(high)):  # rounding, as of a mean of equal numbers
+    if level(low, high):
         return low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
     return low, high
 

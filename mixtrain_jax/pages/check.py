@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from mixtrain_jax.pages import crops, render
+from mixtrain_jax.pages import charts, crops, render
 
 FOLDER = "samples"
 SAMPLES = 12  # images shown
@@ -106,7 +106,7 @@ def _histogram(values: npt.NDArray[Any], whole: bool = False) -> tuple[list[floa
     low, high = float(values.min()), float(values.max())
     if whole and high - low < 60:
         edges = np.arange(low - 0.5, high + 1)
-    elif high - low <= 1e-9 * max(abs(low), abs(high)):  # equal but for rounding
+    elif charts.level(low, high):
         edges = low + np.arange(-1.5, 2)
     else:
         edges = np.linspace(low, high, 31)

@@ -84,24 +84,21 @@ def _host_memory(devices: int) -> int | None:
             most, now = (int(pathlib.Path(folder, name).read_text()) for name in (limit, used))
         except (OSError, ValueError):  # no such group, or no limit ("max")
             continue
-        free.append(most - now + _line_of(pathlib.Path(folder, "memory.stat"), cached))
+        free.append(most - now + (_number_in(pathlib.Path(folder, "memory.stat"), cached) or 0))
     return min(free) // devices if min(free) > 0 else None  # it is counted otherwise than here
 
 
 def _available() -> int | None:
+    kilobytes = _number_in(pathlib.Path("/proc/meminfo"), "MemAvailable:")
+    return None if kilobytes is None else 1024 * kilobytes
+
+
+def _number_in(path: pathlib.Path, name: str) -> int | None:
+    """The number that a file has after a name at the beginning of a line; None without one."""
     try:
-        for line in pathlib.Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return 1024 * int(line.split()[1])
-    except (OSError, ValueError):
+        for line in path.read_text().splitlines():
+            if line.startswith(f"{name} "):
+                return int(line.split()[1])
+    except (OSError, ValueError, IndexError):
         pass
     return None
-
-
-def _line_of(path: pathlib.Path, name: str) -> int:
-    """The number that a file has after a name at the beginning of a line; 0 without one."""
-    try:
-        lines = dict(line.split(maxsplit=1) for line in path.read_text().splitlines())
-        return int(lines.get(name, 0))
-    except (OSError, ValueError):
-        return 0

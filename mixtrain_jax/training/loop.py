@@ -24,13 +24,7 @@ from mixtrain_jax.models import detector
 from mixtrain_jax.pages import fonts
 from mixtrain_jax.runtime import checkpoint, hosts, machine, parallel, signals
 from mixtrain_jax.runtime.monitor import Monitor, due
-from mixtrain_jax.training import (
-    announce,
-    pictures,
-    restart,
-    run_page,
-    warm_start,
-)
+from mixtrain_jax.training import announce, pictures, restart, run_page, warm_start
 from mixtrain_jax.training.guard import BadNumbers, BadSteps
 from mixtrain_jax.training.optimizer import make_optimizer, make_schedule
 from mixtrain_jax.training.update import create_state, make_step

@@ -71,9 +71,8 @@ def write_voc(table: Annotations, folder: epath.Path, split: str, images: Images
         raise UserError(f"{listing} is there already; choose another --output")
     names = file_names(table)
     stems = [os.path.splitext(name)[0] for name in names]
-    if any(
-        storage.exists(folder / "Annotations" / f"{stem}.xml") for stem in stems
-    ):  # another split's
+    others = folder / "Annotations"  # of another split, perhaps
+    if any(storage.exists(others / f"{stem}.xml") for stem in stems):
         names = [f"{split}_{name}".replace("/", "_") for name in names]
         stems = [os.path.splitext(name)[0] for name in names]
     _check_stems(table, stems, "VOC has one XML for both")

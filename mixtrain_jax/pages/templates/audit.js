@@ -160,14 +160,14 @@ addEventListener("keydown", (event) => {
   const action = KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
   if (action) { event.preventDefault(); action(); }
 });
-for (const name of ["kinds", "class", "score", "image", "state"]) at(name).addEventListener("input", filter);
+const FILTERS = ["kinds", "class", "score", "image", "state"];
+for (const name of FILTERS) at(name).addEventListener("input", filter);
 // A filter set with the mouse gives the keys back to the gallery at once, one set by keys at Enter or Escape.
 let pointed = false;
 addEventListener("pointerdown", () => { pointed = true; }, true);
 addEventListener("keydown", () => { pointed = false; }, true);
-at("image").addEventListener("keydown", (event) => { if (/^(Enter|Escape)$/.test(event.key)) event.target.blur(); });
-for (const name of ["kinds", "class", "score", "state"]) {
-  at(name).addEventListener("change", (event) => { if (pointed) event.target.blur(); });
+for (const name of FILTERS) {
+  if (name !== "image") at(name).addEventListener("change", (event) => { if (pointed) event.target.blur(); });
   at(name).addEventListener("keydown", (event) => { if (/^(Enter|Escape)$/.test(event.key)) event.target.blur(); });
 }
 at("accept").addEventListener("click", () => choose("accept"));
