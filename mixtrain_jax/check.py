@@ -10,6 +10,7 @@ code 0 says that training can start on this data, 1 that it cannot.
 """
 
 import argparse
+import sys
 from typing import Any
 
 from mixtrain_jax import cli
@@ -20,28 +21,27 @@ CANNOT_START = 1  # exit code
 
 def main(flags: argparse.Namespace) -> int:
     """Checks the data that the flags name; returns the exit code."""
-    if flags.config is None:
-        raise UserError("say what to look at: --data=FOLDER or --config=FILE")
     from etils import epath
 
-    if flags.write and "://" in flags.write:
-        raise UserError(f"--write={flags.write}: a recipe is a file of this machine")
-    if flags.write and not flags.write.endswith(".py"):
-        raise UserError(f"--write={flags.write}: a recipe is a Python file; its name ends in .py")
-    if flags.write and epath.Path(flags.write).exists() and not flags.overwrite:
-        raise UserError(f"{flags.write} is there already; choose another file, or add --overwrite")
+    _refuse(flags)
 
     from mixtrain_jax import process
 
     process.prepare()
 
-    from mixtrain_jax.inspection import report, splits
-    from mixtrain_jax.runtime import parallel
+    from mixtrain_jax.inspection import facts, recipe, report, splits, weights
+    from mixtrain_jax.runtime import machine, parallel
 
     parallel.start()
     output = epath.Path(flags.output)
+    begin_with = weights.read(flags.weights)
     looked = _look(flags.config)
-    problems = splits.check(looked, flags.config)
+    config, plan = flags.config, None
+    if flags.write:  # what is odd depends on how the images are seen
+        here, found = machine.look(), facts.gather(looked, flags.config.data)
+        plan = recipe.choose(found, here, begin_with, _asked(flags, found))
+        config = plan.config()
+    problems = splits.check(looked, config)
     print(report.text(looked, problems))
     written = [str(report.write_json(output, looked, problems))]
     page = report.write_page(output, flags.data or flags.origin.file, looked, problems)
@@ -50,13 +50,31 @@ def main(flags: argparse.Namespace) -> int:
     else:
         written.append(str(page))
     print(f"wrote {' and '.join(written)}")
-    if flags.write:
-        _write(flags, looked)
+    if plan is not None:
+        _write(flags, recipe.text(plan, found, here, flags.write))
+        print(f"train with:\n  {recipe.train_command(here, flags.write)}")
     return 0 if report.can_start(problems) else CANNOT_START
 
 
+def _refuse(flags: argparse.Namespace) -> None:
+    """Raises UserError for flags that can have no result, before anything is read."""
+    from etils import epath
+
+    if flags.config is None:
+        raise UserError("say what to look at: --data=FOLDER or --config=FILE")
+    if flags.weights and not flags.write:
+        raise UserError("--weights is what a recipe starts from: add --write=FILE.py")
+    if flags.write and "://" in flags.write:
+        raise UserError(f"--write={flags.write}: a recipe is a file of this machine")
+    if flags.write and not flags.write.endswith(".py"):
+        raise UserError(f"--write={flags.write}: a recipe is a Python file; its name ends in .py")
+    if flags.write and epath.Path(flags.write).exists() and not flags.overwrite:
+        raise UserError(f"{flags.write} is there already; choose another file, or add --overwrite")
+
+
 def _look(config: Any) -> list[Any]:
-    """Reads the splits that the config names, and every image of them."""
+    """Reads the splits that the config names with all their boxes, and every image of them."""
+    from mixtrain_jax.config.load import override_all
     from mixtrain_jax.data.sources import load
     from mixtrain_jax.inspection.look import look
 
@@ -64,8 +82,9 @@ def _look(config: Any) -> list[Any]:
         raise UserError(
             "there is no train split: set config.data.train.annotations, or give --data"
         )
-    train = load.load_dataset(config.data, "train")
-    data = load.as_train_reads(config.data, train)
+    whole = override_all(config, {"data.max_boxes": str(sys.maxsize)}).data
+    train = load.load_dataset(whole, "train")
+    data = load.as_train_reads(whole, train)
     datasets = [train]
     datasets += [load.load_dataset(data, s) for s in ("val", "test") if load.has_split(data, s)]
     for other in datasets[1:]:
@@ -73,28 +92,30 @@ def _look(config: Any) -> list[Any]:
     return [look(dataset, config.data.workers) for dataset in datasets]
 
 
-def _write(flags: argparse.Namespace, looked: list[Any]) -> None:
-    """Writes the recipe, and says how to train with it."""
-    from etils import epath
-
+def _asked(flags: argparse.Namespace, found: Any) -> dict[str, Any]:
+    """The fields set by flags that a recipe takes over: all but those that say where data is."""
     from mixtrain_jax.config import load
-    from mixtrain_jax.inspection import facts, recipe, weights
-    from mixtrain_jax.runtime import machine, storage
 
-    path = epath.Path(flags.write)
-    found = facts.gather(looked, flags.config.data)
     folder = {f"data.{name}" for name in (*found.fields, "classes", "val_share")}
     asked = {name: load.get(flags.config, name) for name in flags.origin.flags.keys() - folder}
     if "data.train.scale" in asked:  # which the buckets of a plan were not made for
         asked.setdefault("data.train.buckets", ())
-    text = recipe.text(found, machine.look(), weights.read(flags.weights), flags.write, asked)
+    return asked
+
+
+def _write(flags: argparse.Namespace, text: str) -> None:
+    """Writes the recipe, and says what it left out."""
+    from etils import epath
+
+    from mixtrain_jax.config import load
+    from mixtrain_jax.runtime import storage
+
+    path = epath.Path(flags.write)
     storage.write(path, text.encode())
     made = load.load(str(path))  # it is a config that train takes
     if flags.weights and not made.init_from:
         print(f"--weights={flags.weights} is left out: a CPU's small network takes none")
-    if "batch_size" in asked:
-        print("the recipe's rate and length are those of its own batch, not of the one asked for")
-    print(f"wrote {path}; train with:\n  {recipe.train_command(machine.look(), flags.write)}")
+    print(f"wrote {path}")
 
 
 def parse() -> argparse.ArgumentParser:

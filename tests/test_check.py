@@ -179,12 +179,13 @@ def test_the_recipe_has_room_for_all_boxes_and_what_was_asked(folder, tmp_path):
         folder, f"--write={path}", "--config.data.max_bad_share=0.9", "--config.batch_size=4"
     )
     assert code == 0
-    assert one(problems, "train", "boxes beyond the first 100")["count"] == 50 * 12
+    assert not [what for _, what in problems if "more boxes than" in what]
+    assert not [what for _, what in problems if "more objects than a detector" in what]
     config = configs.load(str(path))
-    assert config.data.max_boxes == 150
+    assert config.data.max_boxes == config.model.roi_head.detections == 150
     assert config.data.max_bad_share == 0.9 and config.batch_size == 4
     asked = path.read_text().partition("# As asked\n")[2].split("\n\n")[0]
-    assert asked.split() == ["config.batch_size", "=", "4", "config.data.max_bad_share", "=", "0.9"]
+    assert asked.split() == ["config.data.max_bad_share", "=", "0.9"]
     looked = looked_at(folder, f"--write={path}")  # it is there: nothing is read
     assert looked[0] == cli.BAD_INPUT
 
@@ -217,3 +218,33 @@ def test_images_set_apart_are_counted(folder):
 def test_a_set_without_train_is_one_line(folder, capsys):
     assert run(f"--data={folder}", "--config.data.train.annotations=") == cli.BAD_INPUT
     assert "no train split" in capsys.readouterr().err
+
+
+def test_boxes_are_judged_as_the_recipe_will_see_them(folder, tmp_path):
+    """At its scale, with the anchors that it chooses, and not at the paper's 800."""
+    boxes = [(1, x, y, 2.5, 2.5) for x in range(0, 40, 5) for y in range(0, 40, 5)]
+    coco(folder, "train", {f"{n}.png": [*boxes, (1, 50, 50, 1.2, 1.2)] for n in range(12)})
+    path = tmp_path / "mine.py"
+    _, _, problems = looked_at(folder, f"--write={path}")
+    config = configs.load(str(path))
+    scale = f"{config.data.val.scale[1]} (at most {config.data.val.scale[0]})"
+    tiny = one(problems, "train", "the finest stride")  # 1.2 of 60 pixels; at 800: 16
+    assert tiny["count"] == 12 and scale in tiny["what"]
+    # The others are 7 pixels high, which fits anchors of 8 alone.
+    assert config.model.rpn.anchor_scale == 2.0
+    assert not [what for where, what in problems if where == "train" and "no anchor" in what]
+
+
+def test_boxes_and_objects_beyond_a_configs_room_are_told(folder):
+    crowded = [(1, x, y, 5, 5) for x in range(0, 75, 5) for y in range(0, 50, 5)]
+    coco(folder, "train", {f"{n}.png": crowded[: 101 if n else 150] for n in range(3)})
+    _, report, problems = looked_at(folder)
+    assert report["splits"][0]["boxes"] == 352
+    cut = one(problems, "train", "more boxes than config.data.max_boxes = 100")
+    assert cut["where"] == ["0.png: 150", "1.png: 101", "2.png: 101"]
+    assert one(problems, "train", "roi_head.detections = 100")["where"] == cut["where"]
+
+
+def test_weights_without_a_recipe_are_refused(folder, capsys):
+    assert run(f"--data={folder}", "--weights=some/weights") == cli.BAD_INPUT
+    assert "add --write=FILE.py" in capsys.readouterr().err

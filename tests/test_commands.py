@@ -109,6 +109,24 @@ def test_patience_ends_a_run_however_often_it_is_started(shapes, tmp_path, monke
     assert "training is finished, 4 of 6 steps are done: 1 eval" in capsys.readouterr().out
 
 
+def test_scores_of_something_else_end_no_run(shapes, tmp_path, monkeypatch, capsys):
+    found = iter([0.3, 0.2, 0.25])  # after steps 2, 4 and 6
+
+    def scored(*_):
+        return dict.fromkeys(coco.KEYS, next(found)) | {"per_class": {}}, []
+
+    monkeypatch.setattr(validation.detect, "evaluate", scored)
+    changes = dict(eval__every=2, eval__patience=1)
+    before = tiny.get_config(shapes, **changes)
+    assert harness.run(before, tmp_path, harness.StopAfter(3)) == STOPPED
+    assert harness.run(tiny.get_config(shapes, **changes, eval__images=3), tmp_path) == 0
+    said = capsys.readouterr().out
+    assert "1 earlier evaluations do not choose the best checkpoint" in said
+    assert "(config.eval.images: 0 before, 3 now)" in said
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.scores() == {4: 0.2, 6: 0.25}
+
+
 def test_a_finished_run_says_so(finished, shapes, capsys):
     assert harness.run(tiny.get_config(shapes), finished) == 0
     assert "training is finished, 6 of 6 steps" in capsys.readouterr().out

@@ -13,12 +13,13 @@ from PIL import Image
 from mixtrain_jax import cli
 from mixtrain_jax import predict as command
 from mixtrain_jax.config import load as configs
+from mixtrain_jax.data.input.read_errors import ReadErrors
 from mixtrain_jax.data.sources import plain_images
 from mixtrain_jax.errors import UserError
 from mixtrain_jax.evaluation import detect, evaluate, predict, result_files
 from mixtrain_jax.models import detector
 from mixtrain_jax.runtime import checkpoint, storage
-from mixtrain_jax.types import TrainState
+from mixtrain_jax.types import Detections, TrainState
 from tests.mixtraining import small
 
 CATEGORIES = [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}, {"id": 9, "name": "cow"}]
@@ -255,6 +256,29 @@ def test_a_folder_goes_through_in_batches_to_yolo_and_coco_files(unnamed, config
         assert [int(n) + 1 for n in numbers[:, 0]] == [
             each["category_id"] for each in entry["detections"]
         ]
+
+
+@pytest.mark.parametrize(("found", "threshold", "told"), [(8, 0.3, 2), (8, 0.6, 0), (7, 0.3, 0)])
+def test_as_many_objects_as_there_is_room_for_is_a_warning(
+    config, tmp_path, monkeypatch, found, threshold, told
+):
+    """The small detector has room for 8; two images have as many, of a score of .5."""
+    said = []
+    monkeypatch.setattr(predict.logging, "warning", lambda text, *a: said.append(text % a))
+
+    def detect_all(predictor, params, views):
+        slots = np.tile(np.arange(8) < found, (3, 1))
+        boxes, scores = np.ones((3, 8, 4), np.float32), np.full((3, 8), 0.5, np.float32)
+        slots[2, 4:] = False
+        detections = Detections(boxes, scores, np.zeros((3, 8), np.int32), slots)
+        yield np.array([0, 1, 2]), detections, np.ones(3, bool)
+
+    monkeypatch.setattr(predict.detect, "detect", detect_all)
+    files = [picture(tmp_path / f"{n}.png") for n in range(3)]
+    dataset = plain_images.dataset(list(map(str, files)), config.data)
+    list(predict.detect_in(dataset, config, None, {}, 3, threshold, ReadErrors(max_share=1.0)))
+    assert len(said) == bool(told)
+    assert not told or f"In {told} images as many objects" in said[0]
 
 
 def test_a_source_is_asked_for(tmp_path, capsys):

@@ -13,7 +13,7 @@ from mixtrain_jax.data.input.read_errors import ReadErrors
 from mixtrain_jax.data.sources.dataset import Dataset
 from mixtrain_jax.evaluation import coco
 from mixtrain_jax.models import detector, pixels
-from mixtrain_jax.runtime import checkpoint, parallel
+from mixtrain_jax.runtime import checkpoint, parallel, same_model
 from mixtrain_jax.types import Array, Detections, Params, View
 
 Predict = Callable[[Params, View], tuple[Detections, Array]]
@@ -189,7 +189,7 @@ def describe(weights: Weights, scale: Sequence[int]) -> str:
 
 def check_parameters(source: str, params: Params, model: Any) -> None:
     """Raises UserError, naming the first array that differs, unless parameters fit `model`."""
-    checkpoint.check_same_arrays(source, parameter_shapes(model), params)
+    same_model.check_params(source, parameter_shapes(model), params)
 
 
 def parameter_shapes(model: Any) -> Params:

@@ -184,7 +184,7 @@ def detect_in(
         views = iter([] if image is None else [single_view(image, config.data)])
     else:
         views = batches.eval_batches(dataset, config.data, batch_size, read_errors=errors)
-    overfull = 0
+    overfull, full = 0, 0
     for index, found, exact in detect.detect(predict, params, views):
         batch = []
         overfull += int((~exact & (index >= 0)).sum())
@@ -192,6 +192,7 @@ def detect_in(
             if row < 0:
                 continue
             keep = found.valid[number] & (found.scores[number] > threshold)
+            full += int(keep.all())
             height, width = dataset.sizes[row].tolist()
             batch.append(
                 (
@@ -208,6 +209,13 @@ def detect_in(
         yield batch
     if overfull:
         logging.warning("In %d images more boxes than nms_candidates were found.", overfull)
+    if full:
+        logging.warning(
+            "In %d images as many objects were found as config.model.roi_head.detections = %d "
+            "allows; there may be more.",
+            full,
+            config.model.roi_head.detections,
+        )
 
 
 def _draw(

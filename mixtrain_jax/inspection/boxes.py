@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ SAME = 0.95  # IoU from which two boxes are one
 WHOLE = 0.98  # share of both sides of its image that a box of everything has
 LONGEST = 20.0  # long side over short side
 LEAST_INSIDE = 0.5  # share of a box's area inside its image
+MANY = 0.05  # share of the objects that is no small loss
 _COMPARED = 2000  # boxes of an image whose pairs are looked at
 
 
@@ -65,17 +67,18 @@ def table(dataset: Dataset) -> Table:
     )
 
 
-def check(data: Table, scale: tuple[int, int], rpn: Any) -> list[Problem]:
+def check(data: Table, scale: tuple[int, int], model: Any) -> list[Problem]:
     """Looks for mistakes and for objects that cannot be learned.
 
     Args:
       data: the boxes of a split.
       scale: longest long side and short side that images are seen at.
-      rpn: `config.model.rpn`.
+      model: `config.model`.
     """
     found = []
     if len(data.boxes):
-        found += _doubled(data) + _copied(data) + _odd_shapes(data) + _unseen(data, scale, rpn)
+        found += _doubled(data) + _copied(data) + _odd_shapes(data)
+        found += _unseen(data, scale, model.rpn) + _too_many(data, model)
     return found
 
 
@@ -179,7 +182,8 @@ def _unseen(data: Table, scale: tuple[int, int], rpn: Any) -> list[Problem]:
     factor = resized(data.sizes, *scale) / data.sizes  # of height and width
     sides = (data.boxes[:, 2:] - data.boxes[:, :2]) * factor[data.rows][:, ::-1]
     small = sides.max(axis=1) < STRIDES[0]
-    unmatched = ~small & (best_ious(sides, rpn) < rpn.negative_iou)
+    ious = best_ious(sides, rpn.anchor_scale, rpn.anchor_ratios)
+    unmatched = ~small & (ious < rpn.negative_iou)
     seen_at = f"at the scale of val, {scale[1]} (at most {scale[0]})"
     return [
         *of_places(
@@ -190,7 +194,7 @@ def _unseen(data: Table, scale: tuple[int, int], rpn: Any) -> list[Problem]:
             "hardly learned; make config.data.*.scale larger",
         ),
         *of_places(
-            NOTE,
+            DOUBT if unmatched.mean() > MANY else NOTE,
             data.split,
             f"objects overlap no anchor by an IoU of {rpn.negative_iou:g} {seen_at}",
             [data.place(box) for box in np.flatnonzero(unmatched).tolist()],
@@ -200,13 +204,29 @@ def _unseen(data: Table, scale: tuple[int, int], rpn: Any) -> list[Problem]:
     ]
 
 
-def best_ious(sides: np.ndarray, rpn: Any) -> np.ndarray:
+def _too_many(data: Table, model: Any) -> list[Problem]:
+    """Images with more objects than the detector can find in one."""
+    name, most = min(
+        ("config.model.roi_head.detections", model.roi_head.detections),
+        ("config.model.rpn.test_proposals", model.rpn.test_proposals),
+        key=lambda field: field[1],
+    )
+    counts = np.bincount(data.rows, minlength=len(data.sizes))
+    return of_places(
+        DOUBT,
+        data.split,
+        f"images have more objects than a detector finds in one, {name} = {most}",
+        [f"{data.files[row]}: {counts[row]}" for row in np.flatnonzero(counts > most).tolist()],
+        "the surest are found; raise config.model.roi_head.detections and nms_candidates, and "
+        "config.model.rpn.test_proposals and test_candidates",
+    )
+
+
+def best_ious(sides: np.ndarray, anchor_scale: float, ratios: Sequence[float]) -> np.ndarray:
     """[M] the IoU of boxes [M, 2] (width, height) with the best anchor of the same centre."""
     best = np.zeros(len(sides))
     for stride in STRIDES:
-        level = anchors.pyramid_anchors(
-            ((1, 1),), (stride,), rpn.anchor_scale, tuple(rpn.anchor_ratios)
-        )
+        level = anchors.pyramid_anchors(((1, 1),), (stride,), anchor_scale, tuple(ratios))
         for wide, high in (level[:, 2:] - level[:, :2]).tolist():
             both = np.minimum(sides[:, 0], wide) * np.minimum(sides[:, 1], high)
             best = np.maximum(best, both / (sides.prod(axis=1) + wide * high - both))

@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from mixtrain_jax.data.sources.dataset import Dataset, assemble
-from mixtrain_jax.data.sources.report import Findings
 from mixtrain_jax.inspection import boxes
 from mixtrain_jax.inspection.look import Split
 
@@ -23,7 +21,8 @@ class Facts:
       classes: their names.
       sizes: [N, 2] height and width of the images to train on.
       boxes_an_image: [N] boxes to train on.
-      sides: [M, 2] width and height of the boxes over their image's short side.
+      rows: [M] the image of each box.
+      sides: [M, 2] width and height of the boxes in pixels of their image.
     """
 
     fields: dict[str, Any]
@@ -32,6 +31,7 @@ class Facts:
     classes: tuple[str, ...]
     sizes: np.ndarray
     boxes_an_image: np.ndarray
+    rows: np.ndarray
     sides: np.ndarray
 
 
@@ -39,13 +39,12 @@ def gather(splits: Sequence[Split], data: Any) -> Facts:
     """Gathers the facts of a data set that was looked at.
 
     Args:
-      splits: of which one is called "train".
+      splits: of which one is called "train", with all boxes of each image.
       data: `config.data`.
     """
     by_name = {split.name: split.dataset for split in splits}
-    train = _uncut(by_name["train"])
+    train = by_name["train"]
     found = boxes.table(train)
-    short = train.sizes.min(axis=1)[found.rows]
     return Facts(
         fields=where(data),
         images=len(train),
@@ -53,15 +52,9 @@ def gather(splits: Sequence[Split], data: Any) -> Facts:
         classes=tuple(str(category["name"]) for category in train.categories),
         sizes=train.sizes,
         boxes_an_image=np.array([len(each) for each in train.boxes], int),
-        sides=(found.boxes[:, 2:] - found.boxes[:, :2]) / short[:, None],
+        rows=found.rows,
+        sides=found.boxes[:, 2:] - found.boxes[:, :2],
     )
-
-
-def _uncut(dataset: Dataset) -> Dataset:
-    """The same with all boxes of each image, whatever `config.data.max_boxes` is."""
-    table = dataclasses.replace(dataset.annotations, findings=Findings())
-    most = int(np.bincount(table.rows, minlength=1).max())
-    return assemble(table, dataset.reading, dataset.name, most)
 
 
 def where(data: Any) -> dict[str, Any]:

@@ -15,14 +15,16 @@ EPOCHS = 24.0  # and this often each
 FROM_RANDOM = 3.0  # times as long without weights (He et al., Rethinking ImageNet Pre-training)
 
 
-def choose(facts: Facts, machine: Machine, weights: Weights | None) -> plans.Plan:
+def choose(
+    facts: Facts, machine: Machine, weights: Weights | None, batch: int | None
+) -> plans.Plan:
     """The largest scale and batch that fit, and remat where nothing else does."""
+    sizes = [images * machine.devices for images in (8, 4, 2)]
+    batches = [batch] if batch else [size for size in sizes[:-1] if size <= 32] + sizes[-1:]
     plan = None
     for share in (1.0, 0.8, 0.6, 0.4):
-        for images, remat in ((8, False), (4, False), (2, False), (2, True)):
-            if images > 2 and images * machine.devices > 32:
-                continue
-            plan = _big(facts, machine, weights, share, images, remat)
+        for size, remat in [*((size, False) for size in batches), (batches[-1], True)]:
+            plan = _big(facts, machine, weights, share, size, remat, _fits(machine, batch))
             if machine.memory is None or _takes(plan, facts, machine) <= ROOM * machine.memory:
                 return plan
     assert plan is not None
@@ -38,26 +40,32 @@ def _takes(plan: plans.Plan, facts: Facts, machine: Machine) -> int:
     return memory_estimate.of_training(resolved, bucket, machine.devices).total
 
 
+def _fits(machine: Machine, asked: int | None) -> str:
+    """Why a batch is as it is."""
+    if asked:
+        return "as asked"
+    if machine.memory is None:
+        return "memory of this device is not known: lower it if it is too much"
+    return (
+        f"the most of 8, 4 and 2 (32 in all) that fits {machine.memory / 2**30:.0f} GiB a device "
+        "at this scale"
+    )
+
+
 def _big(
     facts: Facts,
     machine: Machine,
     weights: Weights | None,
     share: float,
-    images: int,
+    batch: int,
     remat: bool,
+    fits: str,
 ) -> plans.Plan:
-    batch = images * machine.devices
     short, long = round(800 * share), round(1333 * share)
     low, high = round(480 * share), short
     seen = max(SEEN, EPOCHS * facts.images) * (1.0 if weights else FROM_RANDOM)
     epochs = max(1.0, float(round(seen / facts.images)))
     steps = round(epochs * facts.images / batch)
-    fits = (
-        "memory of this device is not known: lower it if it is too much"
-        if machine.memory is None
-        else f"the most of 8, 4 and 2 (32 in all) that fits {machine.memory / 2**30:.0f} GiB a "
-        "device at this scale"
-    )
     plan = {
         "Where the data is": plans.where_it_is(facts),
         "What the network sees": [
@@ -70,9 +78,13 @@ def _big(
             plans.Line("data.train.buckets", (), "sizes to pad to are chosen for these images"),
             plans.max_boxes(facts),
         ],
-        "The detector": _big_detector(weights, remat),
+        "The detector": [
+            *_big_detector(weights, remat),
+            *_anchors(facts, weights, (long, short)),
+            *plans.room(facts, recipes.base().model),
+        ],
         "Training": [
-            plans.Line("batch_size", batch, f"{images} a device; {fits}"),
+            plans.Line("batch_size", batch, f"{batch / machine.devices:g} a device; {fits}"),
             plans.Line("epochs", epochs, f"{steps} steps" + _price(weights)),
             *_optimizer(weights, batch, steps),
         ],
@@ -136,6 +148,22 @@ def _big_detector(weights: Weights | None, remat: bool) -> list[plans.Line]:
             ]
     if remat:
         lines.append(plans.Line("model.remat", True, "saves memory, costs about a third more time"))
+    return lines
+
+
+def _anchors(facts: Facts, weights: Weights | None, scale: tuple[int, int]) -> list[plans.Line]:
+    """Those that the weights have seen, or others where these reach clearly more objects."""
+    rpn = recipes.base().model.rpn
+    own = weights.anchors if weights else {}
+    reason = "as the weights are"
+    lines = []
+    if own.get("anchor_ratios", rpn.anchor_ratios) != rpn.anchor_ratios:
+        rpn.anchor_ratios = own["anchor_ratios"]
+        lines.append(plans.Line("model.rpn.anchor_ratios", rpn.anchor_ratios, reason))
+    usual = own.get("anchor_scale", rpn.anchor_scale)
+    chosen, other = plans.anchor_scale(facts, scale, rpn, usual)
+    if chosen != rpn.anchor_scale:
+        lines.append(plans.Line("model.rpn.anchor_scale", chosen, other or reason))
     return lines
 
 

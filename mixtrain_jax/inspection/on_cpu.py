@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from mixtrain_jax.config import recipes
 from mixtrain_jax.inspection import plans
 from mixtrain_jax.inspection.facts import Facts
 from mixtrain_jax.inspection.weights import Weights
@@ -18,10 +19,14 @@ CPU_READING = 0.03  # core-seconds a megapixel of an image: decoding, colours, t
 CPU_STEPS = (600, 4000)
 
 
-def choose(facts: Facts, machine: Machine, weights: Weights | None) -> plans.Plan:
+def choose(
+    facts: Facts, machine: Machine, weights: Weights | None, batch: int | None
+) -> plans.Plan:
+    """A batch of about 8 images unless another is asked for, and steps for some minutes."""
     cores = min(4, machine.cores)
     unit = 2 * cores
-    batch = unit * max(1, 8 // unit)
+    told = "as asked; " if batch else ""
+    batch = batch or unit * max(1, 8 // unit)
     short, long = _cpu_scale(facts)
     buckets = _cpu_buckets(facts, short, long)
     pixels = buckets[0][0] * buckets[0][1]
@@ -34,8 +39,12 @@ def choose(facts: Facts, machine: Machine, weights: Weights | None) -> plans.Pla
     seconds = pixels / CPU_PIXELS_A_SECOND + megapixels * CPU_READING
     minutes = steps * batch * seconds / cores / 60
     unused = ["--weights are left out: the small network takes none"] if weights else []
-    sides = np.sqrt(facts.sides.prod(axis=1)) * short
+    model = recipes.base().model
+    recipes.small_detector(model)
+    sides = np.sqrt(plans.seen(facts, (long, short)).prod(axis=1))
     smallest = float(np.quantile(sides, 0.05)) if len(sides) else 32.0
+    usual = 4.0 if smallest < 40 else 8.0
+    anchors, other = plans.anchor_scale(facts, (long, short), model.rpn, usual)
     plan = {
         "Where the data is": plans.where_it_is(facts),
         "What the network sees": [
@@ -67,15 +76,16 @@ def choose(facts: Facts, machine: Machine, weights: Weights | None) -> plans.Pla
             ),
             plans.Line(
                 "model.rpn.anchor_scale",
-                4.0 if smallest < 40 else 8.0,
-                f"one object in twenty is smaller than {smallest:.0f} pixels at this scale",
+                anchors,
+                other or f"one object in twenty is below {smallest:.0f} pixels at this scale",
             ),
+            *plans.room(facts, model),
         ],
         "Training": [
             plans.Line(
                 "batch_size",
                 batch,
-                f"{cores} CPU devices, half of each device's images are mixed",
+                f"{told}{cores} CPU devices, half of each device's images are mixed",
             ),
             plans.Line(
                 "epochs",

@@ -9,7 +9,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mixtrain_jax.config import recipes
+from mixtrain_jax.data.views.geometry import resized
+from mixtrain_jax.inspection import boxes
 from mixtrain_jax.inspection.facts import Facts
+from mixtrain_jax.models.rpn import STRIDES
+
+GAIN = 0.01  # other anchors than usual are for so much more of the objects
 
 
 class Line(NamedTuple):
@@ -86,6 +91,65 @@ def max_boxes(facts: Facts) -> Line:
     cut = int((facts.boxes_an_image > chosen).sum())
     more = f"; {cut} images have more, which are cut" if cut else ""
     return Line("data.max_boxes", chosen, f"the fullest image has {most}{more}")
+
+
+def room(facts: Facts, model: ConfigDict) -> list[Line]:
+    """Room to find as many objects as an image may have boxes, where a model has less.
+
+    Args:
+      facts: of the data set.
+      model: `config.model` before.
+    """
+    most = max_boxes(facts).value
+    wanted = (
+        ("rpn", "test_candidates", 2 * most, "of a level; twice as many as the most boxes"),
+        ("rpn", "test_proposals", 2 * most, "twice as many as the most boxes of an image"),
+        ("roi_head", "nms_candidates", 3 * most, "three times as many as the most boxes"),
+        ("roi_head", "detections", most, "an image may have so many boxes"),
+    )
+    return [
+        Line(f"model.{group}.{name}", count, reason)
+        for group, name, count, reason in wanted
+        if count > model[group][name]
+    ]
+
+
+def seen(facts: Facts, scale: tuple[int, int]) -> np.ndarray:
+    """[M, 2] width and height of the objects in pixels of views.
+
+    Args:
+      facts: of the data set.
+      scale: longest long side and short side of the views.
+    """
+    factor = resized(facts.sizes, *scale) / facts.sizes  # of height and width
+    return facts.sides * factor[facts.rows][:, ::-1]
+
+
+def anchor_scale(
+    facts: Facts, scale: tuple[int, int], rpn: ConfigDict, usual: float
+) -> tuple[float, str]:
+    """The size of the anchors: the usual, unless others clearly reach more objects.
+
+    Args:
+      facts: of the data set.
+      scale: longest long side and short side that images are seen at.
+      rpn: `config.model.rpn`; its ratios and limit are used.
+      usual: `config.model.rpn.anchor_scale` where it suits.
+
+    Returns:
+      it, and why it is not the usual; "" where it is.
+    """
+    sides = seen(facts, scale)
+    sides = sides[sides.max(axis=1) >= STRIDES[0]]  # smaller ones are hardly learned in any case
+    reached = {}
+    for size in (usual, usual / 2, usual / 4, usual * 2):
+        ious = boxes.best_ious(sides, size, rpn.anchor_ratios)
+        reached[size] = float((ious >= rpn.negative_iou).mean()) if len(sides) else 1.0
+    best = max(reached, key=reached.__getitem__)
+    if reached[best] - reached[usual] < GAIN:
+        return usual, ""
+    share, before = reached[best], reached[usual]
+    return best, f"an anchor fits {share:.0%} of the objects, with {usual:g} {before:.0%}"
 
 
 def mixing(start: float, reason: str, steps: int, short_run: bool) -> list[Line]:

@@ -22,26 +22,15 @@ from mixtrain_jax.runtime.machine import Machine
 LINE = 100
 
 
-def text(
-    facts: Facts,
-    machine: Machine,
-    weights: Weights | None,
-    path: str,
-    asked: Mapping[str, Any] = MappingProxyType({}),
-) -> str:
-    """Writes the recipe.
+def text(plan: Plan, facts: Facts, machine: Machine, path: str) -> str:
+    """Writes the recipe: Python with a function `get_config`.
 
     Args:
-      facts: of the data set.
-      machine: that is to train.
-      weights: pretrained ones to start from; None: random weights.
+      plan: what it decides.
+      facts: of the data set, as it was chosen for.
+      machine: likewise.
       path: of the file, for the command in its docstring.
-      asked: fields that were set on the command line, which win.
-
-    Returns:
-      Python with a function `get_config`.
     """
-    plan = choose(facts, machine, weights)
     heights, widths = facts.sizes[:, 0], facts.sizes[:, 1]
     parts = [
         f'"""A detector of {_listed(facts.classes)}, for {_named(machine)}.\n',
@@ -58,10 +47,7 @@ def text(
         "def get_config(argument: str | None = None) -> ConfigDict:",
         "    config = recipes.base()",
     ]
-    set_by_hand = [Line(name, value, "") for name, value in sorted(asked.items())]
-    for title, lines in (*plan.groups.items(), ("As asked", set_by_hand)):
-        if not lines:
-            continue
+    for title, lines in plan.groups.items():
         parts += ["", f"    # {title}"]
         for line in lines:
             parts += _commented(line)
@@ -77,11 +63,24 @@ def train_command(machine: Machine, path: str) -> str:
     return f"{devices}python -m mixtrain_jax.train {config} {workdir}"
 
 
-def choose(facts: Facts, machine: Machine, weights: Weights | None) -> Plan:
-    """Chooses every value; see `text`."""
-    if machine.platform == "cpu":
-        return on_cpu.choose(facts, machine, weights)
-    return on_accelerator.choose(facts, machine, weights)
+def choose(
+    facts: Facts,
+    machine: Machine,
+    weights: Weights | None,
+    asked: Mapping[str, Any] = MappingProxyType({}),
+) -> Plan:
+    """Chooses every value of a recipe; rate and length are for the batch that is asked for.
+
+    Args:
+      facts: of the data set.
+      machine: that is to train.
+      weights: pretrained ones to start from; None: random weights.
+      asked: fields that were set on the command line, which win.
+    """
+    by_machine = on_cpu if machine.platform == "cpu" else on_accelerator
+    plan = by_machine.choose(facts, machine, weights, asked.get("batch_size"))
+    by_hand = [Line(n, value, "") for n, value in sorted(asked.items()) if n != "batch_size"]
+    return Plan(plan.groups | {"As asked": by_hand}) if by_hand else plan
 
 
 def _range(values: np.ndarray) -> str:

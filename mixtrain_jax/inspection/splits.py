@@ -31,16 +31,14 @@ def check(splits: Sequence[Split], config: Any) -> list[Problem]:
     """Everything that is odd about a data set, the most serious first.
 
     Args:
-      splits: of which one is called "train".
-      config: the whole config.
+      splits: of which one is called "train", with all boxes of each image.
+      config: the whole config that is to train on them.
     """
     found: list[Problem] = []
     for split in splits:
         found += _files(split, config.data.max_bad_share)
-        found += _trainable(split)
-        found += boxes.check(
-            boxes.table(split.dataset), tuple(config.data.val.scale), config.model.rpn
-        )
+        found += _trainable(split, config.data.max_boxes)
+        found += boxes.check(boxes.table(split.dataset), tuple(config.data.val.scale), config.model)
         found += _read(split)
     found += _classes(splits) + _names(splits) + _duplicates(splits)
     return sorted(found, key=lambda problem: KINDS.index(problem.kind))
@@ -71,13 +69,22 @@ def _files(split: Split, max_bad_share: float) -> list[Problem]:
     ]
 
 
-def _trainable(split: Split) -> list[Problem]:
+def _trainable(split: Split, max_boxes: int) -> list[Problem]:
     counts = [len(each) for each in split.dataset.boxes]
     empty = [split.dataset.names(row) for row, count in enumerate(counts) if not count]
     if split.name == "train" and not split.dataset.trainable().any():
         return [Problem(STOPS, split.name, "boxes to train on", 0, (), "nothing can be learned")]
     done = "no part of the normal half" if split.name == "train" else "scored as empty images"
-    return of_places(NOTE, split.name, "images have no boxes", empty, done)
+    found = of_places(NOTE, split.name, "images have no boxes", empty, done)
+    if split.name == "train":
+        found += of_places(
+            DOUBT,
+            split.name,
+            f"images have more boxes than config.data.max_boxes = {max_boxes}",
+            [f"{split.dataset.names(r)}: {n}" for r, n in enumerate(counts) if n > max_boxes],
+            "those beyond are not trained on",
+        )
+    return found
 
 
 def _read(split: Split) -> list[Problem]:

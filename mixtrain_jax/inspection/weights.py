@@ -14,6 +14,7 @@ from mixtrain_jax.types import Params
 # What the recipe of a new training decides, not the weights.
 OF_TRAINING = ("drop_path", "frozen_stages")
 PIXELS = ("channels", "mean", "std")
+ANCHORS = ("anchor_scale", "anchor_ratios")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +25,13 @@ class Weights:
       source: as `config.init_from` takes it.
       backbone: fields of `config.model.backbone` that they fit.
       pixels: fields of `config.data` that say which pixels they have seen; {} if they do not tell.
+      anchors: those of `config.model.rpn` that say what their deltas start from; likewise.
     """
 
     source: str
     backbone: Mapping[str, Any]
     pixels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    anchors: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def frozen(self) -> bool:
@@ -52,7 +55,8 @@ def read(source: str) -> Weights | None:
         return Weights(source, backbone)
     told = {n: v for n, v in config["model"]["backbone"].items() if n not in OF_TRAINING}
     pixels = {n: config["data"][n] for n in PIXELS}
-    return Weights(source, load.tuples(told), load.tuples(pixels))
+    anchors = {n: config["model"]["rpn"][n] for n in ANCHORS}
+    return Weights(source, load.tuples(told), load.tuples(pixels), load.tuples(anchors))
 
 
 def backbone_of(source: str, params: Params) -> dict[str, Any]:

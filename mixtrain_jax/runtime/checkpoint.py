@@ -101,11 +101,22 @@ class Checkpoints:
         if hosts.index() == 0:
             storage.write_json(self.directory / "scores.json", self._scores)
 
+    def forget_scores(self, after: int = 0) -> int:
+        """Drops what was found after later steps; returns how many evaluations that were.
+
+        Raises:
+          UserError: the note cannot be written.
+        """
+        kept = {step: ap for step, ap in self._scores.items() if step <= after}
+        dropped = len(self._scores) - len(kept)
+        if dropped:
+            self._scores = kept
+            self._write_scores()
+        return dropped
+
     def _forget_after(self, step: int) -> None:
         """Drops what was noted of later steps, which the run will come to anew."""
-        if any(scored > step for scored in self._scores):
-            self._scores = {s: ap for s, ap in self._scores.items() if s <= step}
-            self._write_scores()
+        self.forget_scores(step)
         if hosts.index() == 0 and _noted_as_proven(self.directory) > step:
             storage.delete(self.directory / PROVEN)
 
@@ -346,24 +357,6 @@ def load_weights(
     if not arrays:
         raise UserError(f"checkpoint {path} has no {which} weights")
     return traverse_util.unflatten_dict(arrays, sep="/")[which], meta
-
-
-def check_same_arrays(path: epath.PathLike, expected: Params, params: Params) -> None:
-    """Checks that parameters read from `path` are those of a model.
-
-    Args:
-      path: named in the message.
-      expected: the model's parameters, or their shapes.
-      params: as `load_weights` returns them.
-
-    Raises:
-      UserError: an array is missing, unknown, or of another shape; the first such is named.
-    """
-    same_model.check_arrays(
-        epath.Path(path),
-        named_arrays("params", expected),
-        named_arrays("params", params),
-    )
 
 
 def _choose(directory: epath.Path, step: int | str | None) -> int:

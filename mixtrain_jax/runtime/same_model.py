@@ -5,7 +5,8 @@ from typing import Any
 from etils import epath
 
 from mixtrain_jax.errors import UserError
-from mixtrain_jax.runtime.orbax_files import Flat
+from mixtrain_jax.runtime.orbax_files import Flat, named_arrays
+from mixtrain_jax.types import Params
 
 
 def check_meta(path: epath.Path, expected: Any, saved: Any, field: str = "") -> None:
@@ -18,6 +19,20 @@ def check_meta(path: epath.Path, expected: Any, saved: Any, field: str = "") -> 
             f"{path} was trained with {field} = {saved}, and this run has {field} = {expected}; "
             "choose another workdir"
         )
+
+
+def check_params(path: epath.PathLike, expected: Params, params: Params) -> None:
+    """Checks that parameters read from `path` are those of a model.
+
+    Args:
+      path: named in the message.
+      expected: the model's parameters, or their shapes.
+      params: as `checkpoint.load_weights` returns them.
+
+    Raises:
+      UserError: an array is missing, unknown, or of another shape; the first such is named.
+    """
+    check_arrays(epath.Path(path), named_arrays("params", expected), named_arrays("params", params))
 
 
 def check_arrays(path: epath.Path, expected: Flat, saved: Flat) -> None:

@@ -60,6 +60,7 @@ def before(
     parallel.say(f"{machine}; {count / 1e6:.1f} million parameters")
     memory(config, machine)
     patience(config, val)
+    crowded(config, train)
     if val is not None:
         other_scale(config, train, val)
     parallel.say(f"curves and pictures: tensorboard --logdir={workdir}")
@@ -119,6 +120,19 @@ def patience(config: Any, val: Dataset | None) -> None:
             asked,
             config.steps,
             (config.steps - 1) // every if every and val is not None else 0,
+        )
+
+
+def crowded(config: Any, train: Dataset) -> None:
+    """Warns where images have more boxes to train on than the detector may find."""
+    most = config.model.roi_head.detections
+    count = int((train.boxes.counts > most).sum())
+    if count:
+        logging.warning(
+            "%d images of train have more boxes than config.model.roi_head.detections = %d, and no "
+            "more are found in one; `mixtrain_jax.check --write` chooses what suits these images.",
+            count,
+            most,
         )
 
 

@@ -95,6 +95,11 @@ def many_objects(content):
     ]
 
 
+def of_two_classes(content):
+    for number, entry in enumerate(content["annotations"][-120:]):
+        entry["category_id"] = content["categories"][number % 2]["id"]
+
+
 SAME = {"same": True}
 XML, TXT = "Annotations/000001.xml", "labels/000001.txt"
 DOTS = "NaN or infinite"
@@ -331,11 +336,21 @@ COCO = [
         {"boxes": ALL - 2, "empty": 1, "ids": [1, 2, 3, 4, 5, 6]},
     ),
     Row(
-        "more than 100 objects in an image",
+        "more than 100 objects of a class in an image",
         edit(many_objects),
         {
             "boxes": 100 + ALL - 2,
-            "said": {"more than 100 objects": 1},
+            "said": {"more than 100 objects of a class": 1},
+            "left_out": {"beyond the first 100": 22},
+        },
+        split="val",
+    ),
+    Row(
+        "more than 100 objects in an image, of several classes",
+        both(edit(many_objects), edit(of_two_classes)),
+        {
+            "boxes": 100 + ALL - 2,
+            "said": {"more than 100 objects of a class": 0},
             "left_out": {"beyond the first 100": 22},
         },
         split="val",

@@ -27,8 +27,8 @@ def table(per_image, size=(480, 640), names=("cat", "dog")):
     )
 
 
-def problems(*per_image, scale=SCALE, rpn=None):
-    found = boxes.check(table(per_image), scale, rpn or recipes.base().model.rpn)
+def problems(*per_image, scale=SCALE, model=None):
+    found = boxes.check(table(per_image), scale, model or recipes.base().model)
     return {(each.kind, each.what): each for each in found}
 
 
@@ -82,7 +82,7 @@ def test_objects_below_the_finest_stride(side, small):
 def test_objects_that_no_anchor_can_be_matched_with():
     rpn = recipes.base().model.rpn  # the smallest anchor has a side of 32 pixels
     sides = np.array([[32, 32], [16, 16], [17.6, 17.6], [4, 400]], float)
-    ious = boxes.best_ious(sides, rpn)
+    ious = boxes.best_ious(sides, rpn.anchor_scale, rpn.anchor_ratios)
     np.testing.assert_allclose(ious[:3], [1, 0.25, (17.6 / 32) ** 2], rtol=1e-6)
     # Against the detector's own IoU, with anchors about the origin.
     shapes = [
@@ -96,5 +96,22 @@ def test_objects_that_no_anchor_can_be_matched_with():
     )
     best = np.asarray(box_ops.iou(centred.astype(np.float32), anchors.astype(np.float32))).max(1)
     np.testing.assert_allclose(ious, best, rtol=1e-4)
-    problem = only(problems([(0, 0, 0, 10, 10), *GOOD], scale=(640, 480)), "overlap no anchor")
+    small = [(0, 0, 0, 10, 10), *GOOD]
+    problem = only(problems(small, *[GOOD] * 10, scale=(640, 480)), "overlap no anchor")
     assert (problem.count, problem.kind) == (1, NOTE)
+    problem = only(problems(small, scale=(640, 480)), "overlap no anchor")  # one of three
+    assert (problem.count, problem.kind) == (1, DOUBT)
+
+
+@pytest.mark.parametrize(("detections", "proposals"), [(3, 1000), (100, 3), (100, 1000)])
+def test_more_objects_than_a_detector_finds(detections, proposals):
+    model = recipes.base().model
+    model.roi_head.detections, model.rpn.test_proposals = detections, proposals
+    four = [(0, x, 100, x + 60, 160) for x in (0, 100, 200, 300)]
+    found = problems(four, four[:3], model=model)
+    if min(detections, proposals) == 100:
+        assert not found
+        return
+    problem = only(found, "more objects than a detector finds")
+    assert (problem.kind, problem.where) == (DOUBT, ("0.jpg: 4",))
+    assert ("detections = 3" if detections == 3 else "test_proposals = 3") in problem.what

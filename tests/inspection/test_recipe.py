@@ -9,7 +9,7 @@ import pytest
 
 from mixtrain_jax.config import load as configs
 from mixtrain_jax.config.resolve import resolve
-from mixtrain_jax.inspection import memory_estimate, recipe, weights
+from mixtrain_jax.inspection import boxes, memory_estimate, plans, recipe, weights
 from mixtrain_jax.inspection.facts import Facts
 from mixtrain_jax.models import detector
 from mixtrain_jax.runtime.machine import Machine
@@ -21,7 +21,8 @@ SWIN = weights.Weights("weights/swin", {"name": "swin", "embed_dim": 96, "depths
 RESNET = weights.Weights("w/r50", {"name": "resnet", "depth": 50, "norm": "frozen_batch"})
 
 
-def facts(images=240, size=(480, 640), val=50, most=28):
+def facts(images=240, size=(480, 640), val=50, most=28, sides=(0.05, 0.3)):
+    """`sides`: of the objects, least and most, over their image's short side."""
     rng = np.random.default_rng(0)
     return Facts(
         fields={"source": "voc", "classes": ("a", 'b"'), "train.annotations": "x/y"},
@@ -30,17 +31,19 @@ def facts(images=240, size=(480, 640), val=50, most=28):
         classes=("a", 'b"'),
         sizes=np.tile(np.array(size, np.int32), (images, 1)),
         boxes_an_image=np.r_[most, rng.integers(0, most, images - 1)],
-        sides=rng.uniform(0.05, 0.3, (1000, 2)),
+        rows=np.arange(1000) % images,
+        sides=rng.uniform(*sides, (1000, 2)) * min(size),
     )
 
 
 def made(tmp_path, *arguments):
     """The config that a recipe's text makes, and its plan."""
     path = tmp_path / "mine.py"
-    text = recipe.text(*arguments, str(path))
+    plan = recipe.choose(*arguments)
+    text = recipe.text(plan, *arguments[:2], str(path))
     path.write_text(text)
     assert max(map(len, text.replace(str(path), "mine.py").splitlines())) <= 100
-    return configs.load(str(path)), recipe.choose(*arguments)
+    return configs.load(str(path)), plan
 
 
 @pytest.mark.parametrize(
@@ -177,3 +180,74 @@ def test_a_recipe_has_the_network_that_the_weights_are_of(tmp_path, monkeypatch,
     assert (backbone.embed_dim, backbone.drop_path) == (192, 0.2)
     assert made_of.data.channels == ("bgr" if told else "rgb")
     assert made_of.optimizer.name == "adamw"
+
+
+SMALL = (0.012, 0.02)  # at a short side of 800: 10 to 16 pixels
+
+
+@pytest.mark.parametrize("machine", [CPU, GPU])
+def test_anchors_are_of_the_size_that_reaches_the_objects(tmp_path, machine):
+    """As the detector's own matching sees them, at the scale that the recipe chooses."""
+    sides = SMALL if machine is GPU else (0.03, 0.05)  # of 160 pixels: 5 to 8
+    tiny = facts(sides=sides)
+    config, plan = made(tmp_path, tiny, machine, None)
+    (line,) = [line for line in plan.lines() if line.name == "model.rpn.anchor_scale"]
+    usual = 8.0 if machine is GPU else 4.0
+    assert config.model.rpn.anchor_scale == line.value < usual
+    assert "an anchor fits" in line.reason
+    long, short = config.data.val.scale
+    seen = tiny.sides * min(short / 480, long / 640)
+    for size, reached in ((line.value, True), (usual, False)):
+        ious = boxes.best_ious(seen, size, config.model.rpn.anchor_ratios)
+        assert ((ious >= 0.3).mean() > 0.95) == reached
+
+
+def test_the_usual_anchors_stay_where_they_reach_as_much():
+    rpn = recipe.choose(facts(), GPU, SWIN).config().model.rpn
+    assert rpn.anchor_scale == 8.0
+    # Some small objects among many: others would lose as many large ones.
+    both = facts(sides=(0.02, 0.95))
+    assert recipe.choose(both, GPU, SWIN).config().model.rpn.anchor_scale == 8.0
+
+
+def test_anchors_are_those_of_the_weights_unless_others_reach_more(tmp_path):
+    own = {"anchor_scale": 4.0, "anchor_ratios": (1.0,)}
+    given = weights.Weights("mine:best", dict(SWIN.backbone), {}, own)
+    config, plan = made(tmp_path, facts(sides=(0.03, 0.2)), GPU, given)
+    assert (config.model.rpn.anchor_scale, config.model.rpn.anchor_ratios) == (4.0, (1.0,))
+    assert [line.reason for line in plan.lines() if ".anchor_" in line.name] == [
+        "as the weights are"
+    ] * 2
+    large, _ = made(tmp_path, facts(sides=(0.5, 0.9)), GPU, given)
+    assert large.model.rpn.anchor_scale == 8.0
+
+
+def test_views_of_objects_are_as_long_sides_allow():
+    wide = facts(size=(100, 1000), sides=(0.5, 0.5))  # 50 pixels
+    np.testing.assert_allclose(plans.seen(wide, (500, 200)), 25)
+    np.testing.assert_allclose(plans.seen(wide, (4000, 200)), 100)
+
+
+@pytest.mark.parametrize("machine", [CPU, GPU])
+def test_a_detector_of_full_images_finds_as_many_as_there_are(tmp_path, machine):
+    usual, full = (made(tmp_path, facts(most=n), machine, None)[0].model for n in (28, 180))
+    assert (usual.roi_head.detections, full.roi_head.detections) == (100, 180)
+    assert full.rpn.test_proposals >= 360 and full.rpn.test_candidates >= 360
+    assert full.roi_head.nms_candidates >= 540
+    base = recipe.choose(facts(), machine, None).config().model
+    assert usual.rpn.test_proposals == base.rpn.test_proposals in (96, 1000)
+
+
+@pytest.mark.parametrize("machine", [CPU, GPU])
+def test_rate_and_length_are_of_the_batch_that_is_asked_for(tmp_path, machine):
+    usual = recipe.choose(facts(images=2000), machine, None).config()
+    batch = 2 * usual.batch_size
+    plan = recipe.choose(facts(images=2000), machine, None, {"batch_size": batch})
+    config = plan.config()
+    assert config.batch_size == batch
+    ratio = config.optimizer.learning_rate / usual.optimizer.learning_rate
+    assert ratio == pytest.approx(2**0.5, rel=0.03)
+    # On a CPU at least 600 steps, on a GPU so many images.
+    assert config.epochs == (usual.epochs if machine is GPU else 600 * batch / 2000)
+    (line,) = [line for line in plan.lines() if line.name == "batch_size"]
+    assert "as asked" in line.reason

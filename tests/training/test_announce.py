@@ -62,6 +62,14 @@ def test_a_val_scale_outside_of_trainings_is_a_warning(warnings):
     assert "short side of 192 pixels, training images with 48 to 48" in warnings[0]
 
 
+def test_more_boxes_than_the_detector_finds_is_a_warning(warnings):
+    room = config().model.roi_head.detections
+    for counts, told in (([0, room], ""), ([room + 1, 2, room + 5], "2 images of train have more")):
+        boxes = types.SimpleNamespace(counts=np.array(counts))
+        announce.crowded(config(), types.SimpleNamespace(boxes=boxes))
+        assert bool(warnings) == bool(told) and told in "".join(warnings)
+
+
 def test_frozen_random_weights_are_refused():
     warm_start.require_weights(config())  # group norm
     for changes, file in (

@@ -21,7 +21,7 @@ from mixtrain_jax.data.sources.report import LEFT_OUT, MENDED, NOTE, WARNING, Re
 from mixtrain_jax.errors import UserError
 
 SMALLEST_SIDE = 32  # images with a shorter side are not in the normal half
-_COCO_LIMIT = 100  # detections of an image that COCO's scores look at
+_COCO_LIMIT = 100  # detections of a class in an image that COCO's scores look at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,8 +284,9 @@ def _warn(table: Annotations, name: str, unmatched: np.ndarray) -> None:
         "class names are used by several ids, which stay apart",
         of="ids",
     )
-    objects = np.bincount(table.rows[~table.crowd], minlength=len(table))
-    crowded = np.flatnonzero(objects > _COCO_LIMIT)
+    of_class = table.rows * len(table.categories) + table.labels
+    places, objects = np.unique(of_class[~table.crowd], return_counts=True)
+    crowded = np.unique(places[objects > _COCO_LIMIT] // max(1, len(table.categories)))
     if name != "train":
         table.findings.add(
             WARNING,
@@ -295,8 +296,8 @@ def _warn(table: Annotations, name: str, unmatched: np.ndarray) -> None:
         table.findings.add(
             WARNING,
             [table.files[row] for row in crowded.tolist()],
-            f"images have more than {_COCO_LIMIT} objects: COCO's scores look at {_COCO_LIMIT} "
-            f"detections of an image, so that AP and AR cannot reach 1",
+            f"images have more than {_COCO_LIMIT} objects of a class: COCO's scores look at "
+            f"{_COCO_LIMIT} detections of a class in an image, so that AP and AR cannot reach 1",
             of="",
         )
 
