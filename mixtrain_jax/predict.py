@@ -61,7 +61,7 @@ def parse() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", required=True, help="directory for pictures and reports")
     parser.add_argument(
-        "--threshold", type=float, default=0.3, help="least score of a detection (default 0.3)"
+        "--threshold", type=float, default=0.3, help="detections score above it (default 0.3)"
     )
     parser.add_argument(
         "--save_as", default="png", choices=("jpg", "png", "none"), help="pictures (default png)"

@@ -3,7 +3,7 @@
 On a machine that computes on the CPU: how memory is handed out, in which order XLA computes, and on
 how many devices. Everywhere: object stores are reached by fsspec, TensorFlow leaves accelerators
 alone and does not greet, orbax reports an error once, log messages below a warning and Pillow's
-warnings are not shown, and images of up to half a billion pixels are no attack. In a process that
+warnings are not shown, and Pillow opens images of up to half a billion pixels. In a process that
 is somebody else's program (`share`) object stores, TensorFlow and the largest image are prepared
 alone.
 """

@@ -12,8 +12,8 @@ from mixtrain_jax.config import load
 
 PACKAGE = load.ROOT / "mixtrain_jax"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "configs" not in path.parts)
-# From the ground up: a room may import from rooms below it and from itself.
-FLOORS = (
+# From the lowest up: a folder may import from layers below it and from itself.
+LAYERS = (
     ("errors",),
     ("types", "ops"),
     ("runtime",),
@@ -25,12 +25,12 @@ FLOORS = (
     ("training",),
     ("process", "cli", "api", "train", "evaluate", "predict", "audit", "check"),
 )
-FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+LAYER = {folder: number for number, folders in enumerate(LAYERS) for folder in folders}
 COMMANDS = ("train", "evaluate", "predict", "audit", "check")
 
 
-def room(path):
-    """The room a file of the package is in: a folder, or the file itself at the top."""
+def folder_of(path):
+    """The folder that a file of the package is in, or the file itself at the top."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -46,28 +46,33 @@ def imports(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_nothing_imports_upwards(path):
-    here = room(path)
+    here = folder_of(path)
     if here == "__init__":
         return
     for name in imports(path):
         there = name.split(".")[1] if "." in name else here
-        if there in FLOOR and there != here:
-            assert FLOOR[there] < FLOOR[here] or here in FLOORS[-1], f"{here} imports {name}"
+        if there in LAYER and there != here:
+            assert LAYER[there] < LAYER[here] or here in LAYERS[-1], f"{here} imports {name}"
 
 
-def test_every_room_has_a_floor():
-    assert {room(path) for path in FILES} - {"__init__"} <= set(FLOOR)
+def test_every_folder_has_a_layer():
+    assert {folder_of(path) for path in FILES} - {"__init__"} <= set(LAYER)
 
 
-def test_tensorflow_is_imported_by_the_data_rooms_only():
+def test_tensorflow_is_imported_by_the_data_modules_only():
     for path in FILES:
-        if room(path) != "data":
+        if folder_of(path) != "data":
             lines = path.read_text().splitlines()
             assert not [
                 line
                 for line in lines
                 if line.strip().startswith(("import tensorflow", "from tensorflow"))
             ]
+
+
+def test_pages_know_no_models():
+    for path in (PACKAGE / "pages").glob("*.py"):
+        assert not [name for name in imports(path) if ".models" in name or name.endswith(".View")]
 
 
 def test_files_are_short_and_say_what_lives_there():

@@ -98,7 +98,7 @@ def test_counts_of_a_folder_and_a_recipe(folder, capsys):
 
 
 def test_weights_that_a_recipe_does_not_take_are_told(folder, capsys, monkeypatch):
-    made = weights.Weights("some/weights", {"name": "resnet", "depth": 50})
+    made = weights.PretrainedWeights("some/weights", {"name": "resnet", "depth": 50})
     monkeypatch.setattr(weights, "read", lambda source: made)
     mine = folder.parent / "mine.py"
     assert looked_at(folder, f"--write={mine}", "--weights=some/weights")[0] == 0

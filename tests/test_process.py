@@ -20,7 +20,7 @@ def devices(name, changes=(), training=True, cores=2, **environment):
     ("name", "changes", "training", "expected"),
     [
         (SMALL, [], True, 2),
-        (SMALL, ["batch_size=6"], True, 1),  # three images a device, half of them mixed
+        (SMALL, ["batch_size=6"], True, 1),  # three images per device, half of them mixed
         (f"{SMALL}:plain", ["batch_size=6"], True, 2),
         (SMALL, ["batch_size=6"], False, 2),
         (SMALL, ["accumulate=4"], True, 1),

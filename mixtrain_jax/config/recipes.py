@@ -56,9 +56,9 @@ def small_detector(model: ConfigDict) -> None:
 def variants(config: ConfigDict, argument: str | None) -> ConfigDict:
     """Applies a recipe's argument: comma-separated words such as `plain,strong,epochs=24`.
 
-    Words: `plain` (no teacher), `strong` or `random` (augmentation of a plain run), `released` (the
-    released code's augmentation and teacher), one word for each row of the paper's ablation table
-    (see docs/ablations.md), and `epochs=N` or `steps=N`.
+    Words: `plain` (the teacher follows and is not asked), `strong` or `random` (augmentation of a
+    plain run), `released` (the released code's augmentation and teacher), one word for each row of
+    the paper's ablation table (see docs/ablations.md), and `epochs=N` or `steps=N`.
 
     Raises:
       ValueError: the argument has a word that no recipe knows.

@@ -185,7 +185,7 @@ MODEL: Group = {
         "smooth_l1_beta": Field(0.0, "where the loss turns linear; 0: L1", at_least(0)),
         "samples": Field(512, "RoIs of an image that are trained on", at_least(1)),
         "positive_share": Field(0.25, "most positives among them", _SHARE),
-        "score_threshold": Field(0.05, "least score of a detection", _SHARE),
+        "score_threshold": Field(0.05, "detections have a score above it", _SHARE),
         "nms_iou": Field(0.5, "overlapping detections of a class are suppressed", _SHARE),
         "nms_candidates": Field(2000, "pairs of box and class that enter NMS", at_least(1)),
         "detections": Field(100, "most detections of an image", at_least(1)),
@@ -278,7 +278,7 @@ IN_STEPS = {
 
 FIELDS: Group = {
     "seed": Field(0, "of weights, order, views and samples", between(0, 2**32 - 1)),
-    "batch_size": Field(16, "images a step, over all devices; half of them mixed", at_least(1)),
+    "batch_size": Field(16, "images per step, over all devices; half of them mixed", at_least(1)),
     "epochs": Field(None, "length of training", above(0), SCHEDULE, unset=float),
     "steps": Field(
         None, "the same in steps; where set, it counts", at_least(1), SCHEDULE, unset=int

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mixtrain_jax.auditing.labels import covered, iou, rows_by_image
+from mixtrain_jax.ops.boxes import COCO_SIZES
 
 Floats = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.integer[Any]]
@@ -22,7 +23,6 @@ Bools = npt.NDArray[np.bool_]
 KINDS = ("classification", "localisation", "both", "duplicate", "background", "missed")
 CLASS, PLACE, BOTH, DUPLICATE, BACKGROUND, MISSED = range(len(KINDS))
 FOREGROUND, BACK = 0.5, 0.1  # IoU of a hit, and below which a detection is on background
-SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, np.inf)}
 RECALLS = np.linspace(0, 1, 101)  # at which precision is read, as COCO does
 
 
@@ -298,7 +298,7 @@ def _per_size(
         else (own[:, 0] * own[:, 1])
     )
     result = {}
-    for name, (low, high) in SIZES.items():
+    for name, (low, high) in COCO_SIZES.items():
         there, mine = (area >= low) & (area < high), (size >= low) & (size < high)
         hits = matches.hit[mine] >= 0
         ap = _per_class_ap(hits, scores[mine], found.labels[mine], truth.labels[there], classes)

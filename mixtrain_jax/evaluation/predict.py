@@ -55,7 +55,7 @@ def predict(
       which: "student" or "teacher".
       images: files, folders or patterns.
       output: directory for pictures and reports.
-      threshold: least score of a detection.
+      threshold: a detection's score is above it.
       save_as: kind of the pictures, one of PICTURES.
       form: of the report beside detections.json, one of `result_files.FORMATS`.
 

@@ -23,7 +23,7 @@ GIB = 2**30
 # Fitted by tools/fit_memory.py: of the arrays that the backward pass asks for, the share that is
 # held at once, without and with remat (which asks for few, and computes the others block by block).
 KEPT, KEPT_WITH_REMAT = 0.5, 0.9
-WARN = 1.0  # of what is there
+WARN = 1.0  # share of the free memory above which a warning is logged
 
 
 class Estimate(NamedTuple):

@@ -6,7 +6,7 @@ from mixtrain_jax.config import load, recipes
 from mixtrain_jax.config.resolve import resolve
 from mixtrain_jax.inspection import memory_estimate, plans
 from mixtrain_jax.inspection.facts import Facts
-from mixtrain_jax.inspection.weights import Weights
+from mixtrain_jax.inspection.weights import PretrainedWeights
 from mixtrain_jax.runtime.machine import Machine
 
 ROOM = 0.8  # of the memory that is there may be planned for
@@ -16,7 +16,7 @@ FROM_RANDOM = 3.0  # times as long without weights (He et al., Rethinking ImageN
 
 
 def choose(
-    facts: Facts, machine: Machine, weights: Weights | None, batch: int | None
+    facts: Facts, machine: Machine, weights: PretrainedWeights | None, batch: int | None
 ) -> plans.Plan:
     """The largest scale and batch that fit, and remat where nothing else does."""
     sizes = [images * machine.devices for images in (8, 4, 2)]
@@ -47,7 +47,7 @@ def _fits(machine: Machine, asked: int | None) -> str:
     if machine.memory is None:
         return "memory of this device is not known: lower it if it is too much"
     return (
-        f"the most of 8, 4 and 2 (32 in all) that fits {machine.memory / 2**30:.0f} GiB a device "
+        f"the most of 8, 4 and 2 (32 in all) that fits {machine.memory / 2**30:.0f} GiB per device "
         "at this scale"
     )
 
@@ -55,7 +55,7 @@ def _fits(machine: Machine, asked: int | None) -> str:
 def _big(
     facts: Facts,
     machine: Machine,
-    weights: Weights | None,
+    weights: PretrainedWeights | None,
     share: float,
     batch: int,
     remat: bool,
@@ -103,7 +103,7 @@ def _big(
     return plans.Plan({title: lines for title, lines in plan.items() if lines})
 
 
-def _price(weights: Weights | None) -> str:
+def _price(weights: PretrainedWeights | None) -> str:
     if weights is not None:
         return ""
     return (
@@ -112,7 +112,7 @@ def _price(weights: Weights | None) -> str:
     )
 
 
-def _big_detector(weights: Weights | None, remat: bool) -> list[plans.Line]:
+def _big_detector(weights: PretrainedWeights | None, remat: bool) -> list[plans.Line]:
     lines = []
     if weights is None:
         lines += [
@@ -151,7 +151,9 @@ def _big_detector(weights: Weights | None, remat: bool) -> list[plans.Line]:
     return lines
 
 
-def _anchors(facts: Facts, weights: Weights | None, scale: tuple[int, int]) -> list[plans.Line]:
+def _anchors(
+    facts: Facts, weights: PretrainedWeights | None, scale: tuple[int, int]
+) -> list[plans.Line]:
     """Those that the weights have seen, or others where these reach clearly more objects."""
     rpn = recipes.base().model.rpn
     own = weights.anchors if weights else {}
@@ -167,7 +169,7 @@ def _anchors(facts: Facts, weights: Weights | None, scale: tuple[int, int]) -> l
     return lines
 
 
-def _optimizer(weights: Weights | None, batch: int, steps: int) -> list[plans.Line]:
+def _optimizer(weights: PretrainedWeights | None, batch: int, steps: int) -> list[plans.Line]:
     if weights is not None and weights.frozen:
         return [
             plans.Line("optimizer.name", "sgd", "as the paper trains ResNet"),

@@ -7,7 +7,7 @@ import numpy as np
 from mixtrain_jax.config import recipes
 from mixtrain_jax.inspection import plans
 from mixtrain_jax.inspection.facts import Facts
-from mixtrain_jax.inspection.weights import Weights
+from mixtrain_jax.inspection.weights import PretrainedWeights
 from mixtrain_jax.runtime.machine import Machine
 
 # The small detector on a CPU: views of so many pixels, and how long training may take there. Two
@@ -15,15 +15,15 @@ from mixtrain_jax.runtime.machine import Machine
 CPU_PIXELS = 160 * 224
 CPU_SECONDS = 480.0
 CPU_PIXELS_A_SECOND = 7 * 160 * 160  # of one core
-CPU_READING = 0.03  # core-seconds a megapixel of an image: decoding, colours, the view
+CPU_READING = 0.03  # core-seconds per megapixel of an image: decoding, colours, the view
 CPU_STEPS = (600, 4000)
 
 
 def choose(
-    facts: Facts, machine: Machine, weights: Weights | None, batch: int | None
+    facts: Facts, machine: Machine, weights: PretrainedWeights | None, batch: int | None
 ) -> plans.Plan:
     """A batch of about 8 images unless another is asked for, and steps for some minutes."""
-    cores = min(4, machine.cores)
+    cores = plans.cpu_devices(machine)
     unit = 2 * cores
     told = "as asked; " if batch else ""
     batch = batch or unit * max(1, 8 // unit)
@@ -57,9 +57,7 @@ def choose(
             plans.Line(
                 "data.train.buckets",
                 buckets,
-                f"{'one size' if len(buckets) == 1 else 'two sizes'} to compile, no image leaves it"
-                if len(buckets) == 1
-                else "lying and standing images",
+                "one size to compile" if len(buckets) == 1 else "lying and standing images",
             ),
             plans.max_boxes(facts),
             plans.Line(

@@ -13,6 +13,7 @@ from mixtrain_jax.data.views.geometry import resized
 from mixtrain_jax.inspection import boxes
 from mixtrain_jax.inspection.facts import Facts
 from mixtrain_jax.models.rpn import STRIDES
+from mixtrain_jax.runtime.machine import Machine
 
 GAIN = 0.01  # other anchors than usual are for so much more of the objects
 
@@ -55,6 +56,11 @@ class Plan:
                     place = place[group]
                 place[leaf] = line.value
         return config
+
+
+def cpu_devices(machine: Machine) -> int:
+    """As many devices as a CPU is to be: one for each of its cores, four at most."""
+    return min(4, machine.cores)
 
 
 def where_it_is(facts: Facts) -> list[Line]:

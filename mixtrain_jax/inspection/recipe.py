@@ -15,8 +15,8 @@ import numpy as np
 
 from mixtrain_jax.inspection import on_accelerator, on_cpu
 from mixtrain_jax.inspection.facts import Facts
-from mixtrain_jax.inspection.plans import Line, Plan
-from mixtrain_jax.inspection.weights import Weights
+from mixtrain_jax.inspection.plans import Line, Plan, cpu_devices
+from mixtrain_jax.inspection.weights import PretrainedWeights
 from mixtrain_jax.runtime.machine import Machine
 
 LINE = 100
@@ -57,8 +57,8 @@ def text(plan: Plan, facts: Facts, machine: Machine, path: str) -> str:
 def train_command(machine: Machine, path: str) -> str:
     """The command that trains by a recipe; a CPU's cores are as many devices, up to four."""
     name = pathlib.PurePath(path).stem
-    cores = min(4, machine.cores)
-    devices = f"JAX_NUM_CPU_DEVICES={cores} " if machine.platform == "cpu" and cores > 1 else ""
+    count = cpu_devices(machine)
+    devices = f"JAX_NUM_CPU_DEVICES={count} " if machine.platform == "cpu" and count > 1 else ""
     config, workdir = map(shlex.quote, (f"--config={path}", f"--workdir=runs/{name}"))
     return f"{devices}python -m mixtrain_jax.train {config} {workdir}"
 
@@ -66,7 +66,7 @@ def train_command(machine: Machine, path: str) -> str:
 def choose(
     facts: Facts,
     machine: Machine,
-    weights: Weights | None,
+    weights: PretrainedWeights | None,
     asked: Mapping[str, Any] = MappingProxyType({}),
 ) -> Plan:
     """Chooses every value of a recipe; rate and length are for the batch that is asked for.

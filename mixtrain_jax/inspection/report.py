@@ -11,10 +11,9 @@ from mixtrain_jax.inspection import boxes
 from mixtrain_jax.inspection.look import Split
 from mixtrain_jax.inspection.problems import KINDS, STOPS, Problem
 from mixtrain_jax.inspection.splits import box_counts
+from mixtrain_jax.ops.boxes import COCO_SIZES
 from mixtrain_jax.runtime import storage
 
-# COCO's limits: areas in pixels of the original image.
-SIZES = (("small", 0.0, 32.0**2), ("medium", 32.0**2, 96.0**2), ("large", 96.0**2, np.inf))
 _SHOWN = 20  # classes in the text
 
 
@@ -37,7 +36,8 @@ def summary(split: Split) -> dict[str, Any]:
     ):
         mine = found.labels == label
         by_size = {
-            name: int((mine & (area >= low) & (area < high)).sum()) for name, low, high in SIZES
+            name: int((mine & (area >= low) & (area < high)).sum())
+            for name, (low, high) in COCO_SIZES.items()
         }
         classes.append(
             {"id": category["id"], "name": str(category["name"]), "boxes": count}
@@ -83,7 +83,7 @@ def text(splits: Sequence[Split], problems: Sequence[Problem]) -> str:
             f"{split.name}: {numbers['images']:,} images, {numbers['boxes']:,} boxes, "
             f"{len(numbers['classes'])} classes ({numbers['source']})",
             f"  heights {sides.format(**numbers['heights'])}, widths "
-            f"{sides.format(**numbers['widths'])} pixels; boxes an image "
+            f"{sides.format(**numbers['widths'])} pixels; boxes per image "
             f"{sides.format(**numbers['boxes_an_image'])}, {numbers['boxes_an_image']['mean']:g} "
             "on average",
             *_table(numbers["classes"]),
@@ -106,7 +106,7 @@ def text(splits: Sequence[Split], problems: Sequence[Problem]) -> str:
 
 def _table(classes: Sequence[dict[str, Any]]) -> list[str]:
     """Lines of the classes with most boxes: boxes, images, and objects of COCO's three sizes."""
-    columns = ("boxes", "images", *(name for name, _, _ in SIZES))
+    columns = ("boxes", "images", *COCO_SIZES)
     shown = sorted(classes, key=lambda each: -each["boxes"])[:_SHOWN]
     wide = max([5, *(len(each["name"]) for each in shown)])
     lines = [f"  {'class':{wide}} " + " ".join(f"{name:>8}" for name in columns)]

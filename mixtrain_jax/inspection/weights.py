@@ -18,7 +18,7 @@ ANCHORS = ("anchor_scale", "anchor_ratios")
 
 
 @dataclasses.dataclass(frozen=True)
-class Weights:
+class PretrainedWeights:
     """Pretrained weights.
 
     Attributes:
@@ -39,7 +39,7 @@ class Weights:
         return self.backbone["name"] == "resnet" and self.backbone.get("norm") == "frozen_batch"
 
 
-def read(source: str) -> Weights | None:
+def read(source: str) -> PretrainedWeights | None:
     """Reads which backbone weights are for; None where no source is given.
 
     Checkpoints of a run, and those that tools/convert_torch.py writes, hold their config.
@@ -52,11 +52,11 @@ def read(source: str) -> Weights | None:
     params, meta = checkpoint.load_weights(source)
     backbone, config = backbone_of(source, params), meta.get("config")
     if not config:
-        return Weights(source, backbone)
+        return PretrainedWeights(source, backbone)
     told = {n: v for n, v in config["model"]["backbone"].items() if n not in OF_TRAINING}
     pixels = {n: config["data"][n] for n in PIXELS}
     anchors = {n: config["model"]["rpn"][n] for n in ANCHORS}
-    return Weights(source, load.tuples(told), load.tuples(pixels), load.tuples(anchors))
+    return PretrainedWeights(source, load.tuples(told), load.tuples(pixels), load.tuples(anchors))
 
 
 def backbone_of(source: str, params: Params) -> dict[str, Any]:

@@ -46,9 +46,9 @@ def combine(
     """Joins human and pseudo boxes into the targets of a view.
 
     Args:
-      human: N human boxes an image, in pixels of the view.
+      human: N human boxes per image, in pixels of the view.
       ratings: [B, N] float32, the teacher's probability of each human box's class.
-      pseudo: P pseudo boxes an image, in pixels of the view.
+      pseudo: P pseudo boxes per image, in pixels of the view.
       config: `config.mixtraining`.
       hard: rating at or below which a human box is left out.
 
@@ -102,7 +102,7 @@ def draw_anew(human: Targets, found: Targets, share: Array) -> Targets:
     """Beyond the paper: draws human boxes between themselves and what the teacher finds there.
 
     Args:
-      human: N human boxes an image.
+      human: N human boxes per image.
       found: P detections of the teacher, in pixels of the same view.
       share: [] float32, of the human box in the new one.
 

@@ -200,8 +200,8 @@ def opinions(
       teacher: its parameters.
       view: what `see` returned.
       label_share: [] float32, of the labels in class targets; None: the soft background.
-      people: N human boxes an image in pixels of the strong view; valid where they are targets.
-      others: M boxes an image in the same pixels; valid where they are pseudo boxes that are
+      people: N human boxes per image in pixels of the strong view; valid where they are targets.
+      others: M boxes per image in the same pixels; valid where they are pseudo boxes that are
         targets, or human ones that are left out.
     """
 

@@ -1,8 +1,9 @@
-"""The detector: backbone, feature pyramid, region proposals and box heads under one roof.
+"""The detector: backbone, feature pyramid, region proposals and box heads in one module.
 
-What the method needs are separate calls on shared features: `features`, `proposals`, `detect`,
-`score_boxes` and `losses`. The teacher makes the first four, the student all but `score_boxes`.
-`bind` gives the detector its parameters: `bind(model, params).features(image, size)`.
+What the method needs are separate calls on shared features. The teacher computes `features`,
+`proposals`, `detect` and `score_boxes`; a training student `features` and `losses`; the label audit
+asks for `rate_boxes` too. `bind` gives the detector its parameters:
+`bind(model, params).features(image, size)`.
 """
 
 from contextlib import AbstractContextManager

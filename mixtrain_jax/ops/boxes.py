@@ -10,6 +10,12 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jax import Array
 
+# COCO's sizes of objects: areas from ... to below ..., in pixels of the original image.
+COCO_SIZES = {
+    "small": (0.0, 32.0**2),
+    "medium": (32.0**2, 96.0**2),
+    "large": (96.0**2, math.inf),
+}
 _MAX_LOG_RATIO = abs(math.log(16 / 1000))
 _MIN_UNION = 1e-6
 _MIN_SIDE = 1e-6

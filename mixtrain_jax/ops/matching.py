@@ -1,4 +1,4 @@
-"""Which anchors or proposals belong to which human box, and which of them a training step looks at.
+"""Matches anchors or proposals to target boxes by IoU, and samples those that a step trains on.
 
 Everything here is about one image; callers vmap.
 """
@@ -10,7 +10,7 @@ from jax import Array
 
 from mixtrain_jax.ops import boxes as box_ops
 
-_AT_ONCE = 20  # human boxes, on accelerators
+_AT_ONCE = 20  # target boxes, on accelerators
 
 
 @flax.struct.dataclass
@@ -18,7 +18,7 @@ class Match:
     """The verdict on each of A anchors.
 
     Attributes:
-      gt_index: [A] int32, the human box it belongs to, if positive; else the one of best overlap.
+      gt_index: [A] int32, the target box it belongs to, if positive; else the one of best overlap.
       kind: [A] int32, 1 positive, 0 negative, -1 ignored.
     """
 
@@ -51,16 +51,16 @@ def match(
     low_quality: float | None,
     valid: Array | None = None,
 ) -> Match:
-    """Matches anchors to human boxes by overlap (Faster R-CNN, section 3.1.2).
+    """Matches anchors to target boxes by overlap (Faster R-CNN, section 3.1.2).
 
     An anchor is positive where its best IoU is at least `positive`, negative where it is below
-    `negative`, and ignored between. With `low_quality`, each human box also takes every anchor that
-    ties its own best IoU, if that is at least `low_quality`; where several boxes claim an anchor,
-    the last one gets it. Without any valid human box all valid anchors are negative.
+    `negative`, and ignored between. With `low_quality`, each target box also takes every anchor
+    that ties its own best IoU, if that is at least `low_quality`; where several boxes claim an
+    anchor, the last one gets it. Without any valid target box all valid anchors are negative.
 
     Args:
       anchors: [A, 4] boxes, in pixels.
-      gt: [N, 4] human boxes in the same pixels.
+      gt: [N, 4] target boxes in the same pixels.
       gt_valid: [N] bool, False for padding.
       positive: least IoU of a positive.
       negative: IoU below which an anchor is negative.
@@ -73,7 +73,7 @@ def match(
     nobody = jnp.full(len(anchors), -1, jnp.int32)
 
     def look_at(numbers: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        """Takes some more human boxes [n] into account, in ascending order."""
+        """Takes some more target boxes [n] into account, in ascending order."""
         best, gt_index, claimed_by = state
         overlap = jnp.where(
             gt_valid[numbers, None] & usable, box_ops.iou(gt[numbers], anchors), -1.0
@@ -90,7 +90,7 @@ def match(
         gt_index = jnp.where(highest > best, first, gt_index)
         return jnp.maximum(best, highest), gt_index, claimed_by
 
-    # A few human boxes at a time: all overlaps at once would be the largest array of a training
+    # A few target boxes at a time: all overlaps at once would be the largest array of a training
     # step. On CPU one by one, for an image has far fewer boxes than there is room for; elsewhere to
     # the end, for a loop whose length the data decides makes the host wait.
     def one_by_one(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:

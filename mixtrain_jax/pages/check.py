@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from mixtrain_jax.ops.boxes import COCO_SIZES
 from mixtrain_jax.pages import charts, crops, render
 
 FOLDER = "samples"
 SAMPLES = 12  # images shown
-SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, np.inf)}
 COLORS = ((240, 140, 46), (63, 195, 220), (116, 196, 147), (179, 154, 222), (229, 138, 128))
 
 
@@ -69,7 +69,7 @@ def write(
         mine = labels == label
         by_size = {
             size: int((mine & (area >= low) & (area < high)).sum())
-            for size, (low, high) in SIZES.items()
+            for size, (low, high) in COCO_SIZES.items()
         }
         rows.append(
             {"name": name, "boxes": int(mine.sum()), "images": len(np.unique(image[mine]))}
@@ -85,7 +85,7 @@ def write(
             "images": f"{count:,}",
             "boxes": f"{len(boxes):,}",
             "classes": f"{len(class_names):,}",
-            "boxes an image": f"{len(boxes) / max(count, 1):.1f}",
+            "boxes per image": f"{len(boxes) / max(count, 1):.1f}",
             "images without boxes": f"{int((an_image == 0).sum()):,}",
         },
         rows=rows,
@@ -95,7 +95,7 @@ def write(
         heights=_histogram(sizes[:, 0]),
         box_sides=_histogram(np.sqrt(area)),
         samples=shown,
-        sizes=list(SIZES),
+        sizes=list(COCO_SIZES),
     )
 
 

@@ -12,9 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from mixtrain_jax.models import pixels
 from mixtrain_jax.pages import fonts
-from mixtrain_jax.types import View
 
 Color = tuple[int, int, int]
 
@@ -40,25 +38,6 @@ def class_color(label: int) -> Color:
 
 def _brightness(color: Sequence[float]) -> float:
     return float(np.dot(color, (0.299, 0.587, 0.114)))
-
-
-def of_view(view: View, i: int, mean: Sequence[float], channels: str = "rgb") -> np.ndarray:
-    """Turns one image of a view back into a picture, without its padding.
-
-    Args:
-      view: of numpy arrays, not normalised.
-      i: which of its images.
-      mean: of the three channels, in the order of `channels`; drawn where no image is shown.
-      channels: "rgb" or "bgr", the order of the image.
-
-    Returns:
-      [h, w, 3] uint8 RGB.
-    """
-    height, width = view.size[i]
-    assert view.shown is not None  # not normalised
-    shown = pixels.unpack(np.asarray(view.shown[i]))[..., None]
-    picture = np.where(shown, view.image[i], np.round(mean).astype(np.uint8))
-    return picture[:height, :width, :: -1 if channels == "bgr" else 1]
 
 
 def draw_boxes(

@@ -39,7 +39,7 @@ def write(
         plain training.
       pictures: (caption, file relative to the page), the newest first.
       config: the config as text.
-      human_boxes: mean number of human boxes an image, to warn when the teacher's found boxes run
+      human_boxes: mean number of human boxes per image, to warn when the teacher's found boxes run
         away; found boxes are the line "found" of any group.
 
     Returns:
@@ -67,7 +67,7 @@ def write(
 def runaway(teacher: Mapping[str, Series], human_boxes: float | None) -> str:
     """Returns a warning if the teacher finds far more boxes than people drew, or "".
 
-    The mean of the last tenth of the line "found" is compared with the human boxes an image.
+    The mean of the last tenth of the line "found" is compared with the human boxes per image.
     """
     lines = [group["found"] for group in teacher.values() if "found" in group]
     if not (lines and lines[0] and human_boxes):
@@ -78,7 +78,7 @@ def runaway(teacher: Mapping[str, Series], human_boxes: float | None) -> str:
     if mean <= RUNAWAY * human_boxes:
         return ""
     return (
-        f"The teacher finds {mean:.1f} boxes an image where people drew {human_boxes:.1f}. Unless "
+        f"The teacher finds {mean:.1f} boxes per image where people drew {human_boxes:.1f}. Unless "
         "most labels are missing, pseudo boxes are running away: raise "
         "config.mixtraining.pseudo_score_threshold or lower config.mixtraining.mixed_loss_weight."
     )

@@ -34,7 +34,7 @@ _last_line = threading.RLock()  # whoever ends this process holds it, so that on
 
 
 def _state() -> Any:
-    from jax._src import distributed  # the service has no public door
+    from jax._src import distributed  # the service is not public
 
     return distributed.global_state
 
@@ -158,7 +158,7 @@ class Word:
     name: str = ""
 
 
-class Judge:
+class StallDetector:
     """Decides from the words of all processes whether this one has to end.
 
     Attributes:
@@ -235,7 +235,7 @@ class Watch:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._word = Word(name=socket.gethostname())
-        self._judge = Judge(index())
+        self._stalls = StallDetector(index())
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
@@ -271,14 +271,14 @@ class Watch:
 
     def allow(self, minutes: float) -> None:
         """Sets how long a process may do the same thing; 0: for ever."""
-        self._judge.patience = 60 * minutes
+        self._stalls.patience = 60 * minutes
 
     def _run(self) -> None:
         failed, last = 0, False
         while not last:
             last = self._done.is_set()
             try:
-                verdict = self._judge.look(*self._exchange())
+                verdict = self._stalls.look(*self._exchange())
                 failed = 0
             except Exception:  # the service lives in the first process
                 failed += 1

@@ -28,7 +28,7 @@ class Machine:
       kind: of device, as JAX names it.
       devices: of all hosts.
       local_devices: of this host.
-      memory: bytes that one device can still take; None: nobody says.
+      memory: bytes that one device can still take; None: unknown.
       cores: processors this process may use.
     """
 

@@ -47,7 +47,7 @@ class Monitor:
         Args:
           workdir: gets metrics.jsonl and the event files.
           total_steps: the step after which training ends.
-          batch_size: images a step, over all devices.
+          batch_size: images per step, over all devices.
           start_step: steps taken before this run.
           active: False makes every method do nothing (all processes but the first).
           page: writes the run's page; called after pictures and scores, and at the end.
@@ -56,7 +56,7 @@ class Monitor:
         self._batch_size = batch_size
         self._active = active
         self._step = start_step
-        self._rate: float | None = None  # smoothed steps a second
+        self._rate: float | None = None  # smoothed steps per second
         self._waited = self._paused = 0.0
         self._last = time.perf_counter()
         self._told: float | None = None  # when the last line was printed
@@ -78,7 +78,7 @@ class Monitor:
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Keeps a compilation, an evaluation or a save out of the images a second."""
+        """Keeps a compilation, an evaluation or a save out of the images per second."""
         start = time.perf_counter()
         yield
         self._paused += time.perf_counter() - start

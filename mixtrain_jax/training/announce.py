@@ -100,7 +100,7 @@ def memory(config: Any, machine: Machine) -> None:
         parallel.say(f"memory of a device: {line}")
         return
     share = estimate.total / machine.memory
-    there = f"{line}; {machine.memory / memory_estimate.GIB:.2f} GiB a device are free"
+    there = f"{line}; {machine.memory / memory_estimate.GIB:.2f} GiB per device are free"
     if config.max_memory and share > config.max_memory:
         raise UserError(f"{there}: {LESS_MEMORY}; config.max_memory=0 tries it all the same")
     parallel.say(f"memory of a device: {there}")

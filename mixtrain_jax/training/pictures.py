@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from mixtrain_jax.mixtraining.step import TeacherOutput
+from mixtrain_jax.models import pixels
 from mixtrain_jax.pages import draw
 from mixtrain_jax.runtime import parallel
 from mixtrain_jax.types import Batch, View
@@ -64,7 +65,7 @@ def _view(
         for label, score in zip(labels, scored, strict=True)
     ]
     colors = [draw.class_color(int(label)) for label in labels]
-    picture = draw.of_view(view, i, data.mean, data.channels)
+    picture = of_view(view, i, data.mean, data.channels)
     return draw.draw_boxes(picture, boxes, texts, colors, draw.SMALLEST_SIDE)
 
 
@@ -95,5 +96,24 @@ def _strong(
         boxes.append(np.asarray(group[mask]))
         texts += [f"{names[label]} {origin}" for label in labels[mask]]
         colors += [draw.ORIGIN_COLORS[origin]] * int(mask.sum())
-    picture = draw.of_view(view, i, data.mean, data.channels)
+    picture = of_view(view, i, data.mean, data.channels)
     return draw.draw_boxes(picture, np.concatenate(boxes), texts, colors, draw.SMALLEST_SIDE)
+
+
+def of_view(view: View, i: int, mean: Sequence[float], channels: str = "rgb") -> np.ndarray:
+    """Turns one image of a view back into a picture, without its padding.
+
+    Args:
+      view: of numpy arrays, not normalised.
+      i: which of its images.
+      mean: of the three channels, in the order of `channels`; drawn where no image is shown.
+      channels: "rgb" or "bgr", the order of the image.
+
+    Returns:
+      [h, w, 3] uint8 RGB.
+    """
+    height, width = view.size[i]
+    assert view.shown is not None  # not normalised
+    shown = pixels.unpack(np.asarray(view.shown[i]))[..., None]
+    picture = np.where(shown, view.image[i], np.round(mean).astype(np.uint8))
+    return picture[:height, :width, :: -1 if channels == "bgr" else 1]

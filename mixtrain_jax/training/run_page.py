@@ -108,7 +108,7 @@ def _teacher(lines: Sequence[Mapping[str, Any]]) -> dict[str, "Series"]:
         return {}
     boxes: Series = {BOXES[name]: _series(mixed, f"boxes/{name}") for name in BOXES}
     return {
-        "boxes an image": boxes,
+        "boxes per image": boxes,
         "share of easy boxes": {"easy": _series(mixed, "teacher/easy")},
         "mean score": {
             "of pseudo boxes": _series(mixed, "teacher/score"),

@@ -11,7 +11,7 @@ SIDE = 200
 
 
 def truth(seed: int, images: int = 60) -> tuple[Labels, Ints]:
-    """Returns clean labels, 3 to 7 boxes an image that hardly overlap, and the images' sizes."""
+    """Returns clean labels, 3 to 7 boxes per image that hardly overlap, and the images' sizes."""
     rng = np.random.default_rng(seed)
     image, boxes = [], []
     for row in range(images):

@@ -1,4 +1,3 @@
-import dataclasses
 import itertools
 
 import numpy as np
@@ -6,7 +5,6 @@ import pytest
 from PIL import ImageDraw
 
 from mixtrain_jax.pages import draw
-from tests.mixtraining import small
 
 RED = (255, 0, 0)
 
@@ -127,29 +125,6 @@ def test_class_colors_are_fixed_and_apart():
     assert distance.min() > 30
     assert np.abs(np.diff(colors, axis=0)).sum(-1).min() > 150
     assert (colors @ (0.299, 0.587, 0.114)).min() > 100  # seen on dark pictures too
-
-
-@pytest.mark.parametrize("channels", ["rgb", "bgr"])
-def test_a_view_is_drawn_as_the_picture_it_was_made_of(channels):
-    rng = np.random.default_rng(0)
-    picture = rng.integers(0, 256, (20, 30, 3), np.uint8)
-    mean = (123.675, 116.28, 103.53)
-    image = rng.integers(0, 256, (2, 32, 32, 3), np.uint8)
-    image[1, :20, :30] = picture if channels == "rgb" else picture[..., ::-1]
-    shown = np.zeros((2, 32, 32), bool)
-    shown[1, :20, :30] = True
-    shown[1, 4:8, 3:17] = False
-    view = dataclasses.replace(
-        small.view(0, 2),
-        image=image,
-        size=np.array([[32, 32], [20, 30]], np.int32),
-        shown=np.packbits(shown, axis=-1),
-    )
-    back = draw.of_view(view, 1, mean, channels)
-    hole = (124, 116, 104) if channels == "rgb" else (104, 116, 124)
-    assert (back[4:8, 3:17] == hole).all()
-    back, picture[4:8, 3:17] = back.copy(), back[4:8, 3:17]
-    np.testing.assert_array_equal(back, picture)
 
 
 def test_contact_sheet_holds_every_picture_in_order():

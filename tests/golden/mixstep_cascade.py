@@ -18,7 +18,7 @@ from tests.golden import weights_recipe
 
 FOLDER = pathlib.Path(__file__).parent
 SIDE = 320
-SLOTS = 8  # human boxes an image, padded
+SLOTS = 8  # human boxes per image, padded
 
 
 @functools.cache

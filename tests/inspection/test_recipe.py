@@ -11,14 +11,15 @@ from mixtrain_jax.config import load as configs
 from mixtrain_jax.config.resolve import resolve
 from mixtrain_jax.inspection import boxes, memory_estimate, plans, recipe, weights
 from mixtrain_jax.inspection.facts import Facts
+from mixtrain_jax.inspection.weights import PretrainedWeights
 from mixtrain_jax.models import detector
 from mixtrain_jax.runtime.machine import Machine
 
 GIB = 2**30
 CPU = Machine("cpu", "cpu", 1, 1, 16 * GIB, 2)
 GPU = Machine("gpu", "a GPU", 4, 4, 70 * GIB, 32)
-SWIN = weights.Weights("weights/swin", {"name": "swin", "embed_dim": 96, "depths": (2, 2, 18, 2)})
-RESNET = weights.Weights("w/r50", {"name": "resnet", "depth": 50, "norm": "frozen_batch"})
+SWIN = PretrainedWeights("weights/swin", {"name": "swin", "embed_dim": 96, "depths": (2, 2, 18, 2)})
+RESNET = PretrainedWeights("w/r50", {"name": "resnet", "depth": 50, "norm": "frozen_batch"})
 
 
 def facts(images=240, size=(480, 640), val=50, most=28, sides=(0.05, 0.3)):
@@ -212,7 +213,7 @@ def test_the_usual_anchors_stay_where_they_reach_as_much():
 
 def test_anchors_are_those_of_the_weights_unless_others_reach_more(tmp_path):
     own = {"anchor_scale": 4.0, "anchor_ratios": (1.0,)}
-    given = weights.Weights("mine:best", dict(SWIN.backbone), {}, own)
+    given = PretrainedWeights("mine:best", dict(SWIN.backbone), {}, own)
     config, plan = made(tmp_path, facts(sides=(0.03, 0.2)), GPU, given)
     assert (config.model.rpn.anchor_scale, config.model.rpn.anchor_ratios) == (4.0, (1.0,))
     assert [line.reason for line in plan.lines() if ".anchor_" in line.name] == [

@@ -65,7 +65,7 @@ def write_run(folder, found=2.0):
         folder / "report.html",
         title="runs/mine",
         about="Faster R-CNN, ResNet-18",
-        progress={"step": "2,000 of 2,800", "AP": "0.312", "images a second": "13.1"},
+        progress={"step": "2,000 of 2,800", "AP": "0.312", "images per second": "13.1"},
         losses={
             "loss": [(n, 2 * math.exp(-n / 700) + 0.4) for n in steps],
             "loss_rpn": [(n, math.exp(-n / 500)) for n in steps],
@@ -73,7 +73,7 @@ def write_run(folder, found=2.0):
         scores=[{"step": n, "AP": n / 6000, "AP50": n / 4000} for n in (500, 1000, 1500, 2000)],
         teacher={
             "share of easy boxes": {"easy": [(n, n / 4000) for n in steps]},
-            "boxes an image": {
+            "boxes per image": {
                 "human": [(n, 4.1) for n in steps],
                 "found": [(n, found * n / 2000) for n in steps],
                 "replaced": [(n, 0.2) for n in steps],

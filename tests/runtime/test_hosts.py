@@ -7,7 +7,7 @@ import pytest
 
 from mixtrain_jax.errors import BAD_INPUT, LOST, RESTARTABLE, STALLED, LostPeer, UserError
 from mixtrain_jax.runtime import hosts, parallel
-from mixtrain_jax.runtime.hosts import Judge, Word
+from mixtrain_jax.runtime.hosts import StallDetector, Word
 
 MINUTE = int(60 / hosts.BEAT)  # looks
 
@@ -16,7 +16,7 @@ class Run:
     """Three processes and the judge of the first, look after look."""
 
     def __init__(self, patience=0.0):
-        self.judge = Judge(0, patience)
+        self.judge = StallDetector(0, patience)
         self.words = {number: Word(name=f"vm-{number}") for number in range(3)}
         self.ended = {}
 

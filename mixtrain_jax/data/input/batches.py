@@ -53,7 +53,7 @@ def train_batches(
       dataset: the training split.
       data: `config.data`.
       seed: of order and views.
-      batch_size: images a step, over all hosts.
+      batch_size: images per step, over all hosts.
       first_mixed_step: the step from which batches have a mixed half.
       start_step: the first step.
       host_index: this host's number.
@@ -166,7 +166,7 @@ def eval_batches(
     Args:
       dataset: the split to look at.
       data: `config.data`; its val scale and buckets are used.
-      batch_size: images a batch over all hosts.
+      batch_size: images per batch over all hosts.
       host_index: this host's number; it gets a contiguous share of each batch.
       host_count: hosts; all see the same buckets in the same order.
       rows: only these rows; all if None.

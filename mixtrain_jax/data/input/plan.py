@@ -49,7 +49,7 @@ class Stream:
           dataset: the training split.
           seed: the run's.
           config: `config.data.train`.
-          batch_size: images a step, over all hosts.
+          batch_size: images per step, over all hosts.
 
         Raises:
           UserError: an image fits no bucket, or there is nothing to train on.
@@ -134,7 +134,7 @@ def steps(stream: Stream, batch_size: int, switch: float, start_step: int = 0) -
 
     Args:
       stream: the images in order.
-      batch_size: images a step, over all hosts.
+      batch_size: images per step, over all hosts.
       switch: what `first_mixed_step` says.
       start_step: the first step yielded.
     """

@@ -1,4 +1,4 @@
-"""The one door from an image file's bytes to pixels: any kind that Pillow knows, to 8-bit RGB.
+"""The only way from an image file's bytes to pixels: any kind that Pillow knows, to 8-bit RGB.
 
 How the images of one set are to be read (turned as EXIF asks or not, which value is white in images
 of more than 8 bits) is a `Reading`; headers.py finds it out.

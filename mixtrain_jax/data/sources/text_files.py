@@ -1,4 +1,4 @@
-"""The one door for files of text: annotations, lists and names, however they were packed or coded.
+"""The only reader of text files: annotations, lists and names, however they were packed or coded.
 
 gzip and zip files are unpacked. UTF-8 and UTF-16, with or without a byte order mark, and what an
 XML file declares are decoded; what is none of these is taken as latin-1, which holds any bytes.
