@@ -240,6 +240,7 @@ class Detector:
         *,
         folds: int = 0,
         threshold: float = 0.5,
+        calibration: str | os.PathLike[str] = "",
         output: str | os.PathLike[str] | None = None,
     ) -> dict[str, Any]:
         """Tells which labels are probably wrong, as `python -m mixtrain_jax.audit` does.
@@ -248,6 +249,7 @@ class Detector:
           split: "train" or "val" of the run's data; the labels are never written over.
           folds: how many detectors to train first, each without a part of the images; 0: none.
           threshold: findings from this score on are applied in corrected.json.
+          calibration: what `tools/benchmark_audit.py --fit` wrote; "": the package's.
           output: directory for audit.json, corrected.json and audit.html; default: audit in the
             run's workdir, audit_val for val.
 
@@ -272,6 +274,7 @@ class Detector:
                 split=split,
                 folds=folds,
                 threshold=threshold,
+                calibration=os.fspath(calibration),
                 in_program=True,
             )
         if found is None:

@@ -56,6 +56,7 @@ def main(flags: argparse.Namespace) -> int:
             folds=flags.folds,
             threshold=flags.threshold,
             dump=flags.dump,
+            calibration=flags.calibration,
         )
     if contents is None:
         return STOPPED
@@ -85,6 +86,11 @@ def parse() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dump", action="store_true",
         help="write looks.npz, too: all that the detectors see, for tools/benchmark_audit.py",
+    )  # fmt: skip
+    parser.add_argument(
+        "--calibration", metavar="FILE", default="",
+        help="what tools/benchmark_audit.py --fit wrote for a field of your own; default: the "
+        "package's",
     )  # fmt: skip
     parser.add_argument(
         "--threshold", type=float, default=0.5, help="least score applied in corrected.json"

@@ -43,6 +43,7 @@ def run(shapes, tmp_path_factory):
 def flags(run, **more):
     config, workdir = run
     values = dict(split="train", output=None, folds=0, threshold=0.5, apply=None, dump=False)
+    values["calibration"] = ""
     return argparse.Namespace(**dict(config=config, workdir=str(workdir)) | values | more)
 
 
@@ -95,6 +96,27 @@ def test_an_audit_of_the_runs_own_labels(run, capsys):
     changed = [each for each in accepted["annotations"] if "audit" in each]
     gone = len(given["annotations"]) - len(accepted["annotations"])
     assert len(changed) == 1 or gone == 1
+
+
+def test_scores_by_a_calibration_of_ones_own(run, tmp_path):
+    file = pathlib.Path(ranking.__file__).with_name("calibration.json")
+    models = json.loads(file.read_text())
+    for model in models["levels"]["views"]:
+        model["weights"] = (np.array(model["weights"]) / 2).tolist()
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps(models))
+    assert command.main(flags(run, calibration=str(own), output=str(tmp_path), dump=True)) == 0
+    found = json.loads((tmp_path / "audit.json").read_text())
+    assert found["model"]["calibration"] == str(own)
+    seen = dump.read(tmp_path / "looks.npz")
+    looks = seen.human, seen.look, list(seen.views.values()), len(seen.sizes)
+    told = sorted(finding["score"] for finding in found["findings"])[-9:]
+    by_own, by_packages = (
+        sorted(ranking.rank(*looks, models).findings.score)[-9:]
+        for models in (ranking.read(str(own)), None)
+    )
+    assert told == pytest.approx(by_own, abs=1e-4)
+    assert told != pytest.approx(by_packages, abs=1e-3)
 
 
 def test_a_detector_that_never_saw_a_mirror_image_is_not_asked_about_one(run):
@@ -245,6 +267,7 @@ def test_a_mirrored_view_is_the_mirror_image_with_its_boxes():
         (dict(folds=1), "--folds=1: choose 2 or more"),
         (dict(folds=-2), "--folds=-2: choose 2 or more"),
         (dict(folds=2, split="val"), "no detector is trained on val"),
+        (dict(folds=2, calibration="nowhere.json"), "nowhere.json"),
     ],
 )
 def test_flags_that_cannot_be(run, changes, message):

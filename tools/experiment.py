@@ -9,6 +9,7 @@ what was found: docs/evidence.md.
 """
 
 import argparse
+import json
 import pathlib
 import shutil
 import subprocess
@@ -20,7 +21,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # of a pla
 from ml_collections import ConfigDict
 
 from mixtrain_jax import cli, process
-from mixtrain_jax.config import load
+from mixtrain_jax.config import agreement, load, saved, schema
+from mixtrain_jax.config.compare import differences
 from mixtrain_jax.errors import BAD_INPUT, UserError
 from mixtrain_jax.runtime import parallel, storage
 from tools import judge_teacher
@@ -30,6 +32,7 @@ from tools.experiments.suites import METHOD, SUITES, Arm, Suite
 
 TRAIN = "mixtrain_jax.train"
 AUDIT = "mixtrain_jax.audit"
+FIRST = "runs/first"  # in the output
 FOLDS = 2  # detectors that audit labels before they are repaired, each without half of the images
 IMAGES = 300  # that the teacher is judged on
 
@@ -51,33 +54,48 @@ class Experiment:
     def run(self, arm: Arm, seed: int) -> None:
         """Trains and measures an arm, unless its figures are there."""
         path = self.output / "results" / f"{arm.name}-{seed}.json"
+        command = self._told(TRAIN, self.arguments(arm, seed))
         if path.exists():
+            _check_same(path, json.loads(path.read_text())["command"], command)
             return
-        workdir, command = self.train(arm, seed)
+        workdir = self.train(arm, seed)
         asked = load.load(self.suite.recipe_of(arm), self.flags(arm, seed))
         result = {
             "arm": arm.name,
             "seed": seed,
-            "command": self._without_folders(" ".join(["python -m", TRAIN, *command])),
+            "command": command,
             "after": arm.after,
+            "code": agreement.code(),
             **self.measure(arm, asked, seed, workdir),
         }
+        if arm.labels == "repaired":
+            result["audit"] = self._told(AUDIT, self.audit_arguments(seed))
         path.parent.mkdir(parents=True, exist_ok=True)
         storage.write_json(storage.absolute(str(path)), result, indent=1)
         print(tables.line(result), flush=True)
 
-    def train(self, arm: Arm, seed: int) -> tuple[pathlib.Path, list[str]]:
-        """Trains an arm to its end; returns its workdir, and its command without the workdir."""
-        workdir = self.output / "runs" / f"{arm.name}-{seed}"
-        flags = self.flags(arm, seed)
+    def train(self, arm: Arm, seed: int) -> pathlib.Path:
+        """Trains an arm to its end, and before it what it starts from; returns its workdir."""
+        workdir = self.workdir(arm, seed)
+        if self.suite.first:
+            self.first()
+        if arm.labels == "repaired":
+            self.repair(seed)
         self.begin(arm, seed, workdir)
-        command = [
-            f"--config={self.suite.recipe_of(arm)}",
-            *(f"--config.{name}={value}" for name, value in flags.items()),
-        ]
         print(f"{arm.name}, seed {seed}: training in {workdir}", flush=True)
-        self._run(TRAIN, [*command, f"--workdir={workdir}"], f"{arm.name}-{seed}")
-        return workdir, command
+        arguments = [*self.arguments(arm, seed), f"--workdir={workdir}"]
+        self._run(TRAIN, arguments, f"{arm.name}-{seed}")
+        return workdir
+
+    def workdir(self, arm: Arm, seed: int) -> pathlib.Path:
+        """Where an arm of a seed is trained."""
+        return self.output / "runs" / f"{arm.name}-{seed}"
+
+    def arguments(self, arm: Arm, seed: int) -> list[str]:
+        """Of the command that trains an arm, but for its workdir."""
+        flags = self.flags(arm, seed)
+        recipe = f"--config={self.suite.recipe_of(arm)}"
+        return [recipe, *(f"--config.{name}={value}" for name, value in flags.items())]
 
     def _run(self, module: str, arguments: list[str], name: str) -> None:
         log = self.output / f"{name}.log"
@@ -91,8 +109,11 @@ class Experiment:
         if ended.returncode:
             raise UserError(f"{name}: python -m {module} ended with {ended.returncode}: {log}")
 
-    def _without_folders(self, command: str) -> str:
-        for name, folder in (("OUTPUT", self.output), ("SOURCE", self.source)):
+    def _told(self, module: str, arguments: list[str]) -> str:
+        """A command as results keep it: without the folders of this machine."""
+        command = " ".join(["python -m", module, *arguments])
+        root = pathlib.Path(__file__).resolve().parents[1]
+        for folder, name in ((self.output, "OUTPUT"), (self.source, "SOURCE"), (root, ".")):
             command = command.replace(str(folder), name) if folder else command
         return command
 
@@ -103,10 +124,18 @@ class Experiment:
         if seed not in self._judges:  # each compiles detection once
             self._judges[seed] = judging.Judge(asked, self.labels(seed))
         judge = self._judges[seed]
-        kept = judging.steps_of(workdir)
+        every = asked.checkpoint.every  # others were saved where a run was asked to stop
+        kept = [step for step in judging.steps_of(workdir) if step % every == 0]
         steps = [step for step in kept if step > self.suite.start_step]
         own = steps if arm.after else kept  # where plain training was at its best is a figure too
-        curve = [{"step": step, **judge.score(workdir, "student", step)} for step in own]
+        curve = [
+            {
+                "step": step,
+                **judge.score(workdir, "student", step),
+                "AP of the average": judge.score(workdir, "teacher", step)["AP"],
+            }
+            for step in own
+        ]
         figures: dict[str, Any] = {
             "student": curve[-1],
             "teacher": judge.score(workdir, "teacher", steps[-1]),
@@ -124,9 +153,9 @@ class Experiment:
     def flags(self, arm: Arm, seed: int) -> dict[str, str]:
         """Fields of the config, dotted, by which an arm of a seed differs from the recipe."""
         files = self.labels(seed)
-        first = {"init_from": str(self.first())} if self.suite.first else {}
-        chosen = {"noisy": files.noisy, "clean": files.clean}
-        labels = self.repaired(seed) if arm.labels == "repaired" else chosen[arm.labels]
+        first = {"init_from": str(self.output / FIRST)} if self.suite.first else {}
+        repaired = self.workdir(self._auditor(), seed) / "audit" / "corrected.json"
+        labels = {"noisy": files.noisy, "clean": files.clean, "repaired": repaired}[arm.labels]
         return {
             **self.suite.settings,
             **first,
@@ -139,9 +168,9 @@ class Experiment:
             **{f"{METHOD}.{name}": value for name, value in arm.flags.items()},
         }
 
-    def first(self) -> pathlib.Path:
-        """The detector that all arms of all seeds start from, trained when first asked for."""
-        workdir = self.output / "runs" / "first"
+    def first(self) -> None:
+        """Trains the detector that all arms of all seeds start from, unless it is there."""
+        workdir = self.output / FIRST
         steps = str(self.suite.first_steps)
         if not (workdir / "checkpoints" / steps).exists():
             file, images = labels.objects(self.output / "first", train=self.suite.first)
@@ -156,7 +185,6 @@ class Experiment:
             }
             own = [f"--config.{name}={value}" for name, value in flags.items()]
             self._run(TRAIN, ["--config=cells:plain", *own, f"--workdir={workdir}"], "first")
-        return workdir
 
     def labels(self, seed: int) -> Files:
         """The label files of a seed, written when first asked for."""
@@ -164,35 +192,52 @@ class Experiment:
             self._labels[seed] = self.suite.make(self.source, self.output / f"labels-{seed}", seed)
         return self._labels[seed]
 
-    def repaired(self, seed: int) -> pathlib.Path:
-        """The noisy labels of a seed as the audit corrects them, by its own threshold.
+    def _auditor(self) -> Arm:
+        return self.suite.auditor._replace(name=f"audit_{self.suite.auditor.name}")
+
+    def audit_arguments(self, seed: int) -> list[str]:
+        """Of the command that repairs a seed's noisy labels, but for its workdir."""
+        own = [f"--folds={FOLDS}", "--dump"]
+        if self.suite.calibration:
+            own.append(f"--calibration={self.suite.calibration}")
+        return [*self.arguments(self.suite.auditor, seed), *own]
+
+    def repair(self, seed: int) -> None:
+        """Writes the noisy labels of a seed as the audit corrects them, by its own threshold.
 
         Its detectors are trained as the suite's `auditor` is, and each looks at the half of the
-        images that it has not seen. No clean label takes part.
+        images that it has not seen. They are not trained anew where only the calibration differs.
         """
-        auditor = self.suite.auditor
-        name = f"audit_{auditor.name}-{seed}"
-        workdir = self.output / "runs" / name
-        path = workdir / "audit" / "corrected.json"
-        if not path.exists():
-            print(f"{auditor.name}, seed {seed}: auditing in {workdir}", flush=True)
-            flags = [f"--config.{k}={v}" for k, v in self.flags(auditor, seed).items()]
-            recipe = f"--config={self.suite.recipe_of(auditor)}"
-            own = [f"--workdir={workdir}", f"--folds={FOLDS}", "--dump"]
-            self._run(AUDIT, [recipe, *flags, *own], name)
-        return path
+        workdir = self.workdir(self._auditor(), seed)
+        made_by = workdir / "audit" / "command.txt"
+        command = self._told(AUDIT, self.audit_arguments(seed))
+        if made_by.exists() and made_by.read_text() == command:
+            return
+        print(f"{self.suite.auditor.name}, seed {seed}: auditing in {workdir}", flush=True)
+        self._run(AUDIT, [*self.audit_arguments(seed), f"--workdir={workdir}"], workdir.name)
+        made_by.write_text(command)
 
     def begin(self, arm: Arm, seed: int, workdir: pathlib.Path) -> None:
         """Hands an arm the checkpoint of the arm that it is the same run as until then.
 
         Where only that one's figures are kept, not its checkpoints, it is trained anew.
+
+        Raises:
+          UserError: that arm was trained by other settings, or has not kept the checkpoint.
         """
         if not arm.after or (workdir / "checkpoints").exists():
             return
-        first = self.output / "runs" / f"{arm.after}-{seed}" / "checkpoints"
-        common = first / str(self.suite.start_step)
+        first = next(each for each in self.suite.arms if each.name == arm.after)
+        folder = self.workdir(first, seed)
+        common = folder / "checkpoints" / str(self.suite.start_step)
         if not common.exists():
-            self.train(next(each for each in self.suite.arms if each.name == arm.after), seed)
+            self.train(first, seed)
+        if not common.exists():
+            raise UserError(
+                f"{folder} has not kept the checkpoint of step {common.name}, with which "
+                f"{arm.name} begins: delete the folder, and it is trained anew"
+            )
+        _check_trained_by(folder, load.load(self.suite.recipe_of(first), self.flags(first, seed)))
         part = workdir / "checkpoints.part"
         shutil.rmtree(part, ignore_errors=True)
         shutil.copytree(common, part / common.name)
@@ -204,6 +249,31 @@ class Experiment:
         path = str(workdir / "checkpoints" / str(step))
         tally = judge_teacher.judge(asked, path, clean, IMAGES)
         return tally.figures()
+
+
+def _check_same(path: pathlib.Path, before: str, now: str) -> None:
+    """Raises UserError if kept figures are of another command than would be run now."""
+    if before != now:
+        differ = sorted(set(before.split()) ^ set(now.split()))
+        raise UserError(
+            f"{path} is of other settings ({', '.join(differ[:4])}): move it away, or choose "
+            "another --output"
+        )
+
+
+def _check_trained_by(workdir: pathlib.Path, asked: ConfigDict) -> None:
+    """Raises UserError if a run was trained by other settings; folders may have other names."""
+    before = saved.read(storage.absolute(str(workdir))).asked
+    found = [
+        each
+        for each in differences(before, asked)
+        if each.kind != schema.FREE and not each.name.endswith((".annotations", ".images", "_from"))
+    ]
+    if found:
+        raise UserError(
+            f"{workdir} was trained by other settings ({', '.join(map(str, found[:3]))}): delete "
+            "it, or choose another --output"
+        )
 
 
 def main(flags: argparse.Namespace) -> int:

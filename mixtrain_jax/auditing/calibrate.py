@@ -1,7 +1,8 @@
 """Fits the models of `ranking.py` on dumps whose errors are known, such as planted ones.
 
-This ran once, on planted errors of generated images; what came out is `calibration.json`, which the
-package ships. It is here so that anyone can repeat it, or fit models to a field of their own.
+This ran once, on errors planted into generated images and into good labels of photographs; what
+came out is `calibration.json`, which the package ships and which says what it saw. It is here so
+that anyone can repeat it, or fit models to a field of their own (`audit --calibration`).
 """
 
 import dataclasses

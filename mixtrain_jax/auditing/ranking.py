@@ -2,7 +2,8 @@
 
 Two small logistic models turn evidence into probabilities: one says of each human box whether it is
 right or wrong and in which way, one says of each unmatched detection whether it is a missing box.
-Their weights were fitted once on errors planted into generated data and ship in `calibration.json`.
+Their weights were fitted once on errors planted into generated images and into good labels of
+photographs, and ship in `calibration.json`; `read` takes others.
 How many labels are wrong differs from one data set to the next, and the truth is never known. So
 the shares of each kind are estimated on the data at hand by expectation maximisation over the
 models' own probabilities (Saerens, Latinne and Decaestecker, "Adjusting the outputs of a classifier
@@ -23,6 +24,8 @@ from mixtrain_jax.auditing.dump import Look
 from mixtrain_jax.auditing.findings import Findings, HumanEvidence, MissingEvidence
 from mixtrain_jax.auditing.labels import Detections, Floats, Labels
 from mixtrain_jax.auditing.merging import merge
+from mixtrain_jax.data.sources import text_files
+from mixtrain_jax.errors import UserError
 
 OUTCOMES = ("right", "class", "place", "spurious", "duplicate")  # of a human box
 LEVELS = ("detections", "ratings", "views")  # how much is known; each has weights of its own
@@ -216,6 +219,23 @@ def load() -> dict[str, tuple[Model, Model]]:
     """Returns the package's models: {level: (of human boxes, of missing boxes)}."""
     file = importlib.resources.files("mixtrain_jax.auditing").joinpath("calibration.json")
     return from_json(json.loads(file.read_text(encoding="utf-8")))
+
+
+def read(path: str) -> dict[str, tuple[Model, Model]]:
+    """Returns the models that `tools/benchmark_audit.py --fit` wrote to a file.
+
+    Raises:
+      UserError: the file is missing, or holds no such models.
+    """
+    values = text_files.read_json(path, "calibration")
+    try:
+        models = from_json(values)
+        models = {level: models[level] for level in LEVELS}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path} is no calibration; tools/benchmark_audit.py --fit writes one"
+        ) from error
+    return models
 
 
 def from_json(values: dict[str, Any]) -> dict[str, tuple[Model, Model]]:

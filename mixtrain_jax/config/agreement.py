@@ -46,7 +46,7 @@ def fingerprint(
     """What has to be the same on all hosts, by the name that a message gives it."""
     fields: dict[str, Any] = {
         "the version of mixtrain_jax": mixtrain_jax.__version__,
-        "the code of mixtrain_jax": _code(),
+        "the code of mixtrain_jax": code(),
         "the version of JAX": jax.__version__,
     }
     for name, value in flat(config).items():
@@ -78,7 +78,7 @@ def _digest(arrays: list[Any]) -> str:
     return f"{crc:08x}"
 
 
-def _code() -> str:
+def code() -> str:
     """A digest of the package's source files."""
     folder = pathlib.Path(mixtrain_jax.__file__).parent
     digest = hashlib.sha256()

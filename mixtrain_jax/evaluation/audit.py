@@ -51,6 +51,7 @@ def audit(
     seen: str,
     threshold: float = corrections.THRESHOLD,
     dump: bool = False,
+    calibration: str = "",
 ) -> dict[str, Any]:
     """Ranks what may be wrong with the labels of a data set, and writes it down.
 
@@ -66,14 +67,16 @@ def audit(
         "by its first weights" where only the weights were that they started from.
       threshold: findings from this score on are applied in corrected.json.
       dump: write looks.npz, too: all that the detectors see.
+      calibration: file of the models that turn what is seen into scores; "": the package's.
 
     Returns:
       The contents of audit.json.
 
     Raises:
-      UserError: a detector is of other classes, no image can be read, or the labels would be
-        written over.
+      UserError: a detector is of other classes, no image can be read, the labels would be written
+        over, or the calibration is none.
     """
+    models = ranking.read(calibration) if calibration else ranking.load()
     target = output / "corrected.json"
     corrected.keep_apart(target, asked.data)
     human, places, _ = labels.from_coco(dataset.ground_truth, dataset.name)
@@ -90,6 +93,7 @@ def audit(
         first.of_human(judged),
         [other.of_human(judged) for other in others],
         len(dataset),
+        models,
     )
     of_human = ranked.findings.human.copy()
     of_human[of_human >= 0] = judged[of_human[of_human >= 0]]
@@ -104,7 +108,11 @@ def audit(
         categories=dataset.categories,
         annotation_ids=[dataset.ground_truth["annotations"][place]["id"] for place in places],
         data={"annotations": dataset.name, "unreadable": len(blind)},
-        model={"source": ", ".join(judge.source for judge in judges), "seen": seen},
+        model={
+            "source": ", ".join(judge.source for judge in judges),
+            "seen": seen,
+            "calibration": calibration or "the package's",
+        },
         threshold=threshold,
     )
     doubt = contents["model"]["doubt"] = too_weak(contents)

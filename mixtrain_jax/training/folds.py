@@ -10,6 +10,7 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
+from mixtrain_jax.auditing import ranking
 from mixtrain_jax.config import load
 from mixtrain_jax.data.sources.dataset import Dataset
 from mixtrain_jax.data.sources.load import load_dataset, read_annotations, share_images
@@ -34,6 +35,7 @@ def audit_split(
     folds: int,
     threshold: float,
     dump: bool = False,
+    calibration: str = "",
     in_program: bool = False,
 ) -> dict[str, Any] | None:
     """Audits the labels of a split, and writes what it finds.
@@ -47,14 +49,15 @@ def audit_split(
       folds: how many detectors to train for the audit; 0 takes the run's own.
       threshold: findings from this score on are applied in corrected.json.
       dump: write looks.npz, too: all that the detectors see.
+      calibration: file of the models that turn what is seen into scores; "": the package's.
       in_program: no signal ends the process while folds are trained.
 
     Returns:
       The contents of audit.json; None where training was asked to stop.
 
     Raises:
-      UserError: several processes take part, the folds make no sense, or their detectors are of
-        other labels or another config.
+      UserError: several processes take part, the folds make no sense, their detectors are of
+        other labels or another config, or the calibration is none.
     """
     if (count := parallel.host()[1]) > 1:
         raise UserError(f"the audit runs in one process, and {count} take part; start it alone")
@@ -62,6 +65,8 @@ def audit_split(
         raise UserError(f"--folds={folds}: choose 2 or more, or 0 for the run's own detector")
     if folds and split != "train":
         raise UserError(f"--folds={folds}: no detector is trained on {split}; leave --folds out")
+    if calibration:
+        ranking.read(calibration)  # before anything is trained
     if folds and lacks_weights(asked) and (first := _first_weights(source)):
         raise UserError(
             f"config.init_from is empty, and this backbone does not learn from random weights (the "
@@ -82,7 +87,15 @@ def audit_split(
         return None
     hosts.allow(0)  # what follows tells no steps
     return audit(
-        asked, dataset, found, output, split=split, seen=seen, threshold=threshold, dump=dump
+        asked,
+        dataset,
+        found,
+        output,
+        split=split,
+        seen=seen,
+        threshold=threshold,
+        dump=dump,
+        calibration=calibration,
     )
 
 

@@ -7,6 +7,7 @@ import scipy.optimize
 from mixtrain_jax.auditing import calibrate, measure, noise, ranking
 from mixtrain_jax.auditing.dump import Look
 from mixtrain_jax.auditing.findings import HumanEvidence, MissingEvidence
+from mixtrain_jax.errors import UserError
 from tests.auditing import simulated
 
 
@@ -111,6 +112,14 @@ def test_models_are_written_and_read_back(models):
     for level in ranking.LEVELS:
         before, after = (ranked(one, level, m).findings for m in (models, back))
         np.testing.assert_allclose(before.score, after.score, atol=1e-4)
+
+
+@pytest.mark.parametrize("text", ["{}", "[1]", '{"levels": {"views": [1, 2]}}', "levels"])
+def test_a_file_that_is_no_calibration_is_one_line(tmp_path, text):
+    path = tmp_path / "own.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"own.json.* (no calibration|not a JSON)"):
+        ranking.read(str(path))
 
 
 def test_the_package_ships_models_that_fit_the_features():

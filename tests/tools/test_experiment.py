@@ -4,10 +4,15 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from etils import epath
 
+from mixtrain_jax.auditing import ranking
 from mixtrain_jax.config import load, saved
+from mixtrain_jax.config.resolve import resolve
+from mixtrain_jax.errors import UserError
+from mixtrain_jax.evaluation.working_point import Matches
 from tools import experiment
 from tools.experiments import judging, labels, suites, tables
 
@@ -76,22 +81,76 @@ def test_a_killed_copy_of_the_common_part_is_made_again(output, tmp_path):
     assert (tmp_path / "runs" / "missing_only-0" / "checkpoints" / "2" / "student").is_dir()
 
 
+def stood_in(made, monkeypatch, steps=("1200", "2400")):
+    """Has an experiment only write down what it would run; returns these (module, name, flags)."""
+    ran = []
+
+    def run(module, arguments, name):
+        ran.append((module, name, arguments))
+        workdir = made.output / "runs" / name
+        for step in steps:
+            (workdir / "checkpoints" / step).mkdir(parents=True, exist_ok=True)
+        config, *flags = (argument.removeprefix("--config") for argument in arguments)
+        fields = dict(flag[1:].split("=", 1) for flag in flags if flag.startswith("."))
+        asked = load.load(config.removeprefix("="), fields)
+        saved.save(workdir, asked, resolve(asked, classes=6), saved.Origin())
+        if module == experiment.AUDIT:
+            (workdir / "audit").mkdir(exist_ok=True)
+            (workdir / "audit" / "corrected.json").write_text("{}")
+
+    monkeypatch.setattr(made, "_run", run)
+    return ran
+
+
 def test_the_common_part_is_trained_anew_where_only_its_figures_are_kept(tmp_path, monkeypatch):
     suite = suites.SUITES["una30"]._replace(make=tiny, first=0)
     made = experiment.Experiment(suite, None, tmp_path)
-    ran = []
-
-    def train(module, arguments, name):
-        ran.append((module, name))
-        start = tmp_path / "runs" / name / "checkpoints" / str(suite.start_step)
-        start.mkdir(parents=True, exist_ok=True)
-
-    monkeypatch.setattr(made, "_run", train)
+    ran = stood_in(made, monkeypatch)
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "plain-3.json").write_text("{}")
     made.train(suites.MISSING_ONLY, 3)
-    assert ran == [("mixtrain_jax.train", "plain-3"), ("mixtrain_jax.train", "missing_only-3")]
+    assert [(module, name) for module, name, _ in ran] == [
+        ("mixtrain_jax.train", "plain-3"), ("mixtrain_jax.train", "missing_only-3")
+    ]  # fmt: skip
     assert (tmp_path / "runs" / "missing_only-3" / "checkpoints" / "1200").is_dir()
+
+
+def test_a_common_part_that_is_not_kept_is_one_line(tmp_path, monkeypatch):
+    suite = suites.SUITES["una30"]._replace(make=tiny, first=0)
+    made = experiment.Experiment(suite, None, tmp_path)
+    stood_in(made, monkeypatch, steps=("1800", "3600"))
+    with pytest.raises(UserError, match="plain-3 has not kept the checkpoint of step 1200"):
+        made.train(suites.MISSING_ONLY, 3)
+
+
+def test_a_common_part_of_other_settings_is_refused(tmp_path, monkeypatch):
+    suite = suites.SUITES["una30"]._replace(make=tiny, first=0)
+    before = suite._replace(settings=suite.settings | {"steps": "2400"})
+    made = experiment.Experiment(before, None, tmp_path)
+    stood_in(made, monkeypatch)
+    made.train(suites.PLAIN, 3)
+    made.suite = suite
+    with pytest.raises(UserError, match=r"by other settings \(config.steps: 2400 before, 3600 now"):
+        made.train(suites.MISSING_ONLY, 3)
+
+
+def test_figures_of_other_settings_are_refused(tmp_path, monkeypatch):
+    suite = suites.SUITES["una30"]._replace(make=tiny, first=0)
+    made = experiment.Experiment(suite, None, tmp_path)
+    ran = stood_in(made, monkeypatch)
+    monkeypatch.setattr(made, "measure", lambda *_: {"student": dict.fromkeys(tables.SCORES, 0.0)})
+    made.run(suites.PLAIN, 3)
+    made.run(suites.PLAIN, 3)
+    assert len(ran) == 1
+    made.suite = suite._replace(settings=suite.settings | {"steps": "2400"})
+    with pytest.raises(UserError, match="plain-3.json is of other settings .*steps=2400"):
+        made.run(suites.PLAIN, 3)
+
+
+def test_images_of_another_suite_are_refused(tmp_path):
+    tiny(None, tmp_path / "labels-0", 0)
+    with pytest.raises(UserError, match="has 12 training images, and this suite takes 400"):
+        suites.SUITES["una30"].make(None, tmp_path / "labels-0", 0)
 
 
 @pytest.mark.parametrize("name", suites.SUITES)
@@ -128,44 +187,46 @@ def test_rows_of_the_ablation_differ_from_full_by_what_they_say():
     assert all(row[1] == rows["full"][1] for row in rows.values())
 
 
-def test_repaired_labels_are_audited_once_and_without_clean_ones(tmp_path, monkeypatch):
+def test_repaired_labels_are_audited_once_for_each_calibration(tmp_path, monkeypatch):
     suite = suites.SUITES["una30"]._replace(make=tiny, first=0)
     made = experiment.Experiment(suite, None, tmp_path)
-    runs = []
-
-    def audit(module, arguments, name):
-        runs.append((module, arguments))
-        corrected = tmp_path / "runs" / name / "audit" / "corrected.json"
-        corrected.parent.mkdir(parents=True)
-        corrected.write_text("{}")
-
-    monkeypatch.setattr(made, "_run", audit)
+    ran = stood_in(made, monkeypatch)
     for _ in range(2):
-        flags = made.flags(suites.REPAIRED, 0)
+        made.train(suites.REPAIRED, 0)
     corrected = tmp_path / "runs" / "audit_plain-0" / "audit" / "corrected.json"
-    assert flags["data.train.annotations"] == str(corrected)
-    ((module, arguments),) = runs
-    assert module == "mixtrain_jax.audit" and "--config=cells:plain" in arguments
-    assert f"--config.data.train.annotations={tmp_path / 'labels-0' / 'noisy.json'}" in arguments
-    assert not any("clean" in argument for argument in arguments)
+    assert [module for module, *_ in ran] == [experiment.AUDIT, experiment.TRAIN, experiment.TRAIN]
+    assert f"--config.data.train.annotations={corrected}" in ran[1][2]
+    noisy = tmp_path / "labels-0" / "noisy.json"
+    assert f"--config.data.train.annotations={noisy}" in ran[0][2] and "--folds=2" in ran[0][2]
+    assert not any("clean" in argument for argument in ran[0][2])
+    made.suite = suite._replace(calibration="other.json")
+    made.train(suites.REPAIRED, 0)
+    assert ran[3][0] == experiment.AUDIT and "--calibration=other.json" in ran[3][2]
+
+
+@pytest.mark.parametrize("name", ["cells", "cells_errors"])
+def test_cells_are_repaired_by_scores_that_have_seen_no_cells(name):
+    calibration = suites.SUITES[name].calibration
+    note = json.loads(pathlib.Path(calibration).read_text())["note"]
+    assert "generated images" in note and "cells" not in note
+    assert set(ranking.read(calibration)) == set(ranking.LEVELS)
 
 
 def test_all_arms_start_from_the_same_weights_of_other_images(tmp_path, monkeypatch):
     suite = suites.SUITES["una30"]._replace(make=tiny, first=2)
     made = experiment.Experiment(suite, None, tmp_path)
-    runs = []
-
-    def train(module, arguments, name):
-        runs.append(arguments)
-        (tmp_path / "runs" / name / "checkpoints" / "2400").mkdir(parents=True)
-
-    monkeypatch.setattr(made, "_run", train)
-    flags = [made.flags(arm, seed) for arm in (suites.PLAIN, suites.FULL_AUTO) for seed in (0, 1)]
-    assert {each["init_from"] for each in flags} == {str(tmp_path / "runs" / "first")}
-    (arguments,) = runs
+    ran = stood_in(made, monkeypatch)
+    for seed in (0, 1):
+        for arm in (suites.PLAIN, suites.FULL_AUTO):
+            made.train(arm, seed)
+    (module, name, arguments), *arms = ran
+    assert (module, name) == (experiment.TRAIN, "first")
+    assert [name for _, name, _ in arms] == ["plain-0", "full_auto-0", "plain-1", "full_auto-1"]
+    first = f"--config.init_from={tmp_path / 'runs' / 'first'}"
+    assert all(first in arguments for _, _, arguments in arms)
     assert f"--config.data.train.annotations={tmp_path / 'first' / 'objects.json'}" in arguments
     assert "--config.steps=2400" in arguments  # however long the arms are trained
-    assert flags[0]["steps"] == suite.settings["steps"] != "2400"
+    assert suite.settings["steps"] != "2400"
     content = json.loads((tmp_path / "first" / "objects.json").read_text())
     assert [category["name"] for category in content["categories"]] == ["object"]
     assert {entry["category_id"] for entry in content["annotations"]} == {1}
@@ -194,3 +255,50 @@ def test_noise_is_of_the_training_and_held_out_images_alone(output):
     }
     lost = len(boxes["clean"] - boxes["noisy"]) / len(boxes["clean"])
     assert 0.3 < lost < 0.7  # 30% dropped, and 30% of them moved
+    assert boxes["held_out"] != {
+        (entry["image_id"], *entry["bbox"])
+        for entry in json.loads((output / "images" / "annotations" / "train.json").read_text())[
+            "annotations"
+        ]
+        if entry["image_id"] in ids["held_out"]
+    }
+    truth = json.loads((output / "images" / "annotations" / "val.json").read_text())
+    assert read["val"] == truth
+
+
+def test_thresholds_are_chosen_on_noisy_labels_and_judged_on_clean_ones():
+    """By hand: scores .9, .6, .4 and .2, of which the noisy labels lack the object at .6."""
+    scores = np.array([0.9, 0.6, 0.4, 0.2])
+    noisy = Matches(scores, np.array([True, False, False, False]), 1)
+    clean = Matches(scores, np.array([True, True, False, False]), 2)
+    found = judging.working_points(clean, noisy)
+    assert 0.6 < found["threshold chosen"] <= 0.9
+    assert found["F1 chosen"] == pytest.approx(2 / 3)  # one of two, and nothing wrong
+    assert found["F1 best"] == 1 and 0.4 < found["threshold best"] <= 0.6
+    # Divided by the mean score of held-out boxes that are found, .9, .6 becomes .67 and .4 .44.
+    assert found["F1 at .5"] == found["F1 at .5 corrected"] == 1
+    low = judging.working_points(
+        clean._replace(scores=scores / 2), noisy._replace(scores=scores / 2)
+    )
+    assert low["F1 at .5"] == 0 and low["F1 at .5 corrected"] == 1
+
+
+def test_the_seed_that_chose_has_a_row_of_its_own():
+    def run(seed, value):
+        return {"arm": "plain", "seed": seed, "student": dict.fromkeys(tables.SCORES, value)}
+
+    rows = dict(tables.by_arm([run(9, 0.9), run(0, 0.1), run(1, 0.3)]))
+    assert rows["plain"][0] == [0.1, 0.3] and rows["plain, the seed that chose"][0] == [0.9]
+
+
+@pytest.mark.parametrize("name", ["una0", "una30", "oamil20"])
+def test_kept_figures_are_of_the_settings_of_today(name, tmp_path):
+    """Copied into a new output they are not measured again."""
+    made = experiment.Experiment(suites.SUITES[name]._replace(make=tiny), None, tmp_path)
+    arms = {arm.name: arm for arm in made.suite.arms}
+    files = sorted((load.ROOT / "docs" / "evidence" / name).glob("*.json"))
+    assert files
+    for file in files:
+        kept = json.loads(file.read_text())
+        arguments = made.arguments(arms[kept["arm"]], kept["seed"])
+        assert made._told(experiment.TRAIN, arguments) == kept["command"], file

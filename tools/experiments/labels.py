@@ -1,7 +1,7 @@
 """The label files of experiments: noisy ones to train on, clean ones beside, noisy ones held out.
 
 Held-out labels are as noisy as those that train and of other images than the clean ones that judge:
-thresholds are chosen on them, so no clean label decides anything.
+thresholds are chosen on them, and not on clean labels.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from mixtrain_jax.data.sources import headers, voc, yolo
 from mixtrain_jax.data.sources.annotations import Annotations
 from mixtrain_jax.data.sources.dataset import coco_format
 from mixtrain_jax.errors import UserError
+from mixtrain_jax.runtime import storage
 from tools import make_shapes
 from tools.plant_errors import plant
 
@@ -67,7 +68,7 @@ def damaged_cells(source: pathlib.Path | None, output: pathlib.Path, seed: int) 
     files = _cells(source, output, every=False)
     damaged, said = plant(json.loads(files.clean.read_text()), "errors", PLANTED, seed)
     print(f"{files.noisy}: {said}", flush=True)
-    files.noisy.write_text(json.dumps(damaged))
+    _save(files.noisy, damaged)
     return files
 
 
@@ -133,6 +134,11 @@ def shapes(
         )
     output.mkdir(parents=True, exist_ok=True)
     truth = json.loads((pictures / "annotations" / "train.json").read_text())
+    if len(truth["images"]) != train + held_out:
+        raise UserError(
+            f"{pictures} has {len(truth['images'])} training images, and this suite takes "
+            f"{train + held_out}: choose another --output"
+        )
     parts = {
         "clean": _of_images(truth, lambda place: place < train),
         "held_out": _of_images(truth, lambda place: place >= train),
@@ -140,7 +146,7 @@ def shapes(
     parts["noisy"], _ = plant(parts["clean"], kind, level, seed)
     parts["held_out"], _ = plant(parts["held_out"], kind, level, seed)
     for name, content in parts.items():
-        (output / f"{name}.json").write_text(json.dumps(content))
+        _save(output / f"{name}.json", content)
     return Files(
         noisy=output / "noisy.json",
         clean=output / "clean.json",
@@ -172,7 +178,7 @@ def objects(output: pathlib.Path, *, train: int, size: int = 256) -> tuple[pathl
     for entry in content["annotations"]:
         entry["category_id"] = 1
     file = output / "objects.json"
-    file.write_text(json.dumps(content))
+    _save(file, content)
     return file, output / "train"
 
 
@@ -196,8 +202,15 @@ def _write(table: Annotations, path: pathlib.Path) -> pathlib.Path:
     for number, entry in enumerate(content["annotations"], 1):
         entry.update(id=number, image_id=ids[entry["image_id"]])
     file = path.with_suffix(".json")
-    file.write_text(json.dumps(content))
+    _save(file, content)
     return file
+
+
+def _save(path: pathlib.Path, content: dict[str, Any]) -> None:
+    """Writes a file whole, and not again where it holds the same: a run may be reading it."""
+    text = json.dumps(content)
+    if not path.exists() or path.read_text() != text:
+        storage.write(storage.absolute(str(path)), text.encode())
 
 
 def _number(name: str) -> int:

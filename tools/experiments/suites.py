@@ -13,6 +13,8 @@ from tools.experiments import labels
 from tools.experiments.labels import Files
 
 METHOD = "mixtraining"
+# Fitted on generated images alone: the package's calibration has seen labels of these cells.
+GENERATED = str(pathlib.Path(__file__).with_name("calibration_generated.json"))
 NONE: Mapping[str, str] = MappingProxyType({})
 OFF = {"auto_agreement": "0", "must_agree": "false", "mend_normal": "false"}
 ADD = {"gt_score_threshold": "0", "replace_boxes": "false", "add_missing": "true"}
@@ -53,6 +55,7 @@ class Suite(NamedTuple):
       first: how many images of `labels.objects` train the detector from whose weights all arms
         start; 0: from random ones.
       first_steps: how long that one is trained.
+      calibration: by which labels are repaired, a file; "": the package's, which has seen cells.
     """
 
     recipe: str
@@ -63,6 +66,7 @@ class Suite(NamedTuple):
     auditor: Arm = Arm("plain", "plain")
     first: int = 0
     first_steps: int = 2400
+    calibration: str = ""
 
     def recipe_of(self, arm: Arm) -> str:
         """The recipe of an arm, with its argument."""
@@ -157,8 +161,11 @@ SUITES: dict[str, Suite] = {
         labels.cells,
         (PLAIN, MENDED, CEILING, REPAIRED, MISSING_ONLY, FULL_AUTO, FULL, *STRONG),
         auditor=MENDED,
+        calibration=GENERATED,
     ),
-    "cells_errors": Suite("cells", labels.damaged_cells, (PLAIN, REPAIRED, CEILING)),
+    "cells_errors": Suite(
+        "cells", labels.damaged_cells, (PLAIN, REPAIRED, CEILING), calibration=GENERATED
+    ),
     "cells_all": Suite("cells", labels.all_cells, (PLAIN, MENDED)),
     "una0": _noise("una", 0.0),
     "una30": _noise("una", 0.3),
