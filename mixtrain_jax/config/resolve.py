@@ -53,7 +53,7 @@ def resolve(
             train.sizes, config.data.train, result.steps
         )
         if config.mixtraining.enabled:
-            _check_method(config.mixtraining, result.model.num_classes)
+            _check_method(config.mixtraining, result.model.num_classes, config.data.augment.flip)
         halves = 2 if config.mixtraining.enabled else 1
         check_batch_size("batch_size", config.batch_size, devices, halves * config.accumulate)
     if result.steps is not None:
@@ -96,8 +96,9 @@ def describe(config: FrozenConfigDict, train: Dataset) -> str:
     return "\n".join(lines)
 
 
-def _check_method(method: ConfigDict, classes: int) -> None:
+def _check_method(method: ConfigDict, classes: int, flip: float) -> None:
     """Raises UserError where switches of the method contradict each other or the data."""
+    mirrored = method.must_agree or method.auto_agreement
     soft = method.label_share < 1 or method.auto_share
     wrong = {
         "set auto_count or auto_agreement, not both": method.auto_count and method.auto_agreement,
@@ -106,6 +107,8 @@ def _check_method(method: ConfigDict, classes: int) -> None:
             method.auto_share and not method.rate_given_object
         ),
         "soft labels need soft_background=True": soft and not method.soft_background,
+        "must_agree and auto_agreement ask about mirrored images, of which the detector has seen "
+        "none with config.data.augment.flip=0": mirrored and not flip,
         "rate_given_object rates all boxes of one class 1; leave it False": (
             method.rate_given_object and classes == 1
         ),

@@ -73,7 +73,7 @@ def of_step(
     labels, boxes, rating = None, None, None
     if config.auto_share:
         labels, boxes = agreement(model, teacher, looks, sum_over_devices, balance)
-        rating = even_rating(labels, model.num_classes)
+        rating = even_rating(labels, model.num_classes) if config.mixed_augmentation else None
     elif config.label_share < 1:
         labels = boxes = jnp.float32(config.label_share)
     judged = looks if config.mend_normal else [mixed]

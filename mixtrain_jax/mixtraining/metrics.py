@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from mixtrain_jax.mixtraining.criteria import Criteria
 from mixtrain_jax.mixtraining.targets import BoxAssignment
 from mixtrain_jax.models.roi_heads import StageRecord
+from mixtrain_jax.ops import boxes as box_ops
 from mixtrain_jax.types import Array, Detections, SumOverDevices, Targets, View
 
 
@@ -70,30 +71,24 @@ def of_teacher(
     found: Detections,
     exact: Array,
     assignment: BoxAssignment,
-    strong: View,
+    weak: View,
     sum_over_devices: SumOverDevices,
 ) -> Metrics:
     """Sums up what the teacher made of the mixed half.
 
     Box counts are means over the images of the mixed half. `easy` is the share of human boxes the
-    teacher rates easy, overall and by size (COCO's limits, in the original image). See
-    `step.TeacherOutput` for the arguments.
+    teacher rates easy, overall and by size (COCO's limits, in the original image; the weak view
+    tells, which is never turned). See `step.TeacherOutput` for the other arguments.
     """
-    images = sum_over_devices(jnp.float32(len(strong.image)))
+    images = sum_over_devices(jnp.float32(len(weak.image)))
     metrics = of_boxes(assignment, "", sum_over_devices)
     metrics["boxes/human"] = sum_over_devices(human.valid.sum()) / images
     easy = assignment.kept | assignment.replaced
-    shrink = jnp.abs(jnp.linalg.det(strong.matrix[:, :2, :2]))[:, None]
-    sides = human.boxes[..., 2:] - human.boxes[..., :2]
-    area = sides.prod(-1) / shrink
-    groups = {
-        "": human.valid,
-        "_small": human.valid & (area < 32**2),
-        "_medium": human.valid & (area >= 32**2) & (area < 96**2),
-        "_large": human.valid & (area >= 96**2),
-    }
-    for name, group in groups.items():
-        metrics[f"teacher/easy{name}"] = _share(easy & group, group, sum_over_devices)
+    area = box_ops.area(weak.boxes) / jnp.abs(jnp.linalg.det(weak.matrix[:, :2, :2]))[:, None]
+    metrics["teacher/easy"] = _share(easy, human.valid, sum_over_devices)
+    for name, (low, high) in box_ops.COCO_SIZES.items():
+        group = human.valid & (area >= low) & (area < high)
+        metrics[f"teacher/easy_{name}"] = _share(easy & group, group, sum_over_devices)
     metrics["teacher/rating"] = _share(ratings * human.valid, human.valid, sum_over_devices)
     metrics["teacher/score"] = _share(found.scores * found.valid, found.valid, sum_over_devices)
     full = found.valid.all(-1) | ~exact

@@ -107,7 +107,7 @@ def gradients(
             )
         teacher_metrics = of_normal | measuring.of_criteria(criteria) | measuring.of_teacher(
             output.human, output.ratings, output.found, output.exact, output.assignment,
-            batch.strong, sum_over_devices,
+            batch.weak, sum_over_devices,
         )  # fmt: skip
     differentiate = jax.value_and_grad(student_loss, has_aux=True)
     (_, metrics), grads = differentiate(

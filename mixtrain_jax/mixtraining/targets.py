@@ -56,12 +56,13 @@ def combine(
       Targets with N + P slots, human boxes first, and what became of every box.
     """
     easy = human.valid
-    if config.mixed_augmentation:
-        easy &= ratings > hard
+    if config.mixed_augmentation and not (isinstance(hard, float) and hard == 0):
+        easy &= ratings > hard  # at 0 none is left out, not even one whose rating is rounded to 0
     overlaps = box_ops.iou(human.boxes, pseudo.boxes) > config.iou_threshold
     overlaps &= human.valid[..., :, None] & pseudo.valid[..., None, :]
     # All of them at 1, as in the paper; a box that is left out is doubted at any.
-    doubted = ~easy | (ratings <= config.replace_score_threshold)
+    all_of_them = config.replace_score_threshold >= 1
+    doubted = all_of_them | ~easy | (ratings <= config.replace_score_threshold)
     stands_in = overlaps.any(-2) & ~(overlaps & ~doubted[..., None]).any(-2)
 
     stood_in_for = (overlaps & stands_in[..., None, :]).any(-1)

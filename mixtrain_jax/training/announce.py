@@ -60,6 +60,7 @@ def before(
     parallel.say(f"{machine}; {count / 1e6:.1f} million parameters")
     memory(config, machine)
     patience(config, val)
+    without_effect(config.mixtraining)
     crowded(config, train)
     if val is not None:
         other_scale(config, train, val)
@@ -121,6 +122,33 @@ def patience(config: Any, val: Dataset | None) -> None:
             config.steps,
             (config.steps - 1) // every if every and val is not None else 0,
         )
+
+
+def without_effect(method: Any) -> None:
+    """Warns of fields of `config.mixtraining` that do nothing beside the others."""
+    if not method.enabled:
+        return
+    least = method.gt_score_threshold if method.mixed_augmentation else 0
+    searched = method.must_agree or method.auto_agreement or method.auto_count
+    doubts = {
+        f"replace_score_threshold = {method.replace_score_threshold:g} is not above "
+        f"gt_score_threshold = {least:g}: no box that stays is replaced": (
+            method.replace_boxes
+            and not method.auto_share
+            and method.replace_score_threshold <= least
+        ),
+        "normal_gt_score_threshold needs mend_normal and mixed_augmentation": (
+            method.normal_gt_score_threshold > 0
+            and not (method.mend_normal and method.mixed_augmentation)
+        ),
+        "must_agree, auto_agreement and auto_count choose pseudo boxes, and without replace_boxes "
+        "and add_missing none is a target": (
+            searched and not (method.replace_boxes or method.add_missing)
+        ),
+    }
+    for doubt, is_so in doubts.items():
+        if is_so:
+            logging.warning("config.mixtraining: %s.", doubt)
 
 
 def crowded(config: Any, train: Dataset) -> None:

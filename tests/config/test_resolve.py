@@ -150,10 +150,13 @@ def test_what_is_set_in_epochs_and_shares_counts_over_a_recipes_steps():
             {"auto_share": "True", "rate_given_object": "True", "soft_background": "False"},
             "soft labels need soft_background",
         ),
+        ({"must_agree": "True", "data.augment.flip": "0"}, "seen none with config.data.augment.fl"),
+        ({"auto_agreement": ".9", "data.augment.flip": "0"}, "must_agree and auto_agreement ask"),
     ],
 )
 def test_switches_that_exclude_each_other_are_refused(fields, message):
-    asked = load.load("cascade", {f"mixtraining.{name}": text for name, text in fields.items()})
+    names = {name: name if "." in name else f"mixtraining.{name}" for name in fields}
+    asked = load.load("cascade", {names[name]: text for name, text in fields.items()})
     with pytest.raises(UserError, match=message):
         resolve(asked, train=dataset())
     resolve(asked, classes=3)  # what detection needs is there all the same

@@ -43,6 +43,8 @@ def test_threshold_is_the_constant_or_where_the_mirrored_view_agrees(detector):
         assert least == pytest.approx(expected)
     human = view(places[:11], [0] * 11)  # the others are nine, too few to tell
     assert least_score(config(auto_agreement=0.1), human) == 1
+    ten = view(places[:10], [0] * 10)
+    assert least_score(config(auto_agreement=0.1), ten) == 0
     both = human, human  # nine in each half are enough
     assert least_score(config(auto_agreement=0.1), *both) < 1
 
@@ -121,6 +123,33 @@ def test_labels_are_as_hard_as_the_teacher_agrees(detector):
     _, balance, *others = made(*both, balance_classes=True)
     assert others == [None, None, None]
     np.testing.assert_array_equal(balance, judging.class_balance(looks(*both), 2, one))
+
+
+def test_the_balance_of_a_step_counts_for_all_that_it_judges_by(detector):
+    detector["probabilities"] = jnp.array([[[0.5, 0.4, 0.1], [0.5, 0.4, 0.1]]])
+    detector["upright"] = detections(
+        [[0, 0, 10, 10], [20, 20, 30, 30], [0, 40, 10, 50]], [0, 0, 0], [0.8, 0.8, 0.7]
+    )
+    human = view([[0, 0, 10, 10], [20, 20, 30, 30]], [1, 1])
+    model, both = SimpleNamespace(num_classes=2), looks(human, human)
+    fields = config(auto_share=True, auto_count=1.0, balance_classes=True, mend_normal=True)
+    made = judging.of_step(model, None, *both, fields, one)
+    balance = judging.class_balance(both, 2, one)
+    for given, same in ((balance, True), (None, False)):
+        shares = judging.agreement(model, None, both, one, given)
+        least = judging.least_score(model, None, both, fields, one, given)
+        assert (made.label_share == shares[0]) == same
+        assert (made.least_score == least) == same
+
+
+def test_no_rating_is_told_where_none_leaves_out(detector):
+    detector["probabilities"] = jnp.array([[[0.5, 0.4, 0.1]]])
+    detector["upright"] = detections([[0, 0, 10, 10]], [0], [0.8])
+    both = looks(view([[0, 0, 10, 10]], [0]), view([[0, 0, 10, 10]], [0]))
+    for mixed in (True, False):
+        fields = config(auto_share=True, mixed_augmentation=mixed)
+        made = judging.of_step(SimpleNamespace(num_classes=2), None, *both, fields, one)
+        assert (made.least_rating is not None) == mixed
 
 
 def test_labels_are_left_out_where_they_are_more_likely_wrong():

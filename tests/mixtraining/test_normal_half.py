@@ -108,6 +108,48 @@ def test_a_pseudo_box_is_no_label_of_peoples(detector):
     np.testing.assert_allclose(lesson.ask_teacher(0, rois).label_share[0], [0.25, 0, 0.25])
 
 
+def test_a_pseudo_box_that_replaces_is_no_label_of_peoples_either(detector):
+    """Nor is the human box that it replaces: what lies on either is the teacher's alone."""
+    human = view([[20, 20, 30, 30], [0, 0, 10, 10]], [1, 0])
+    detector["upright"] = detections([[20, 22, 30, 32]], [1], [0.9])
+    detector["probabilities"] = jnp.array([[[0.2, 0.7, 0.1], [0.7, 0.2, 0.1]]])
+    method = config(mend_normal=True, soften_normal=True)
+    soft = CRITERIA._replace(label_share=jnp.float32(0.25), least_score=jnp.float32(0.5))
+    lesson, _ = stepping.normal_half(None, None, look(human), method, soft, one)
+    assert lesson.targets.valid[0].tolist() == [False, True, True]
+    rois = jnp.array([[[20.0, 22, 30, 32], [20, 20, 30, 30], [0, 0, 10, 10]]])
+    np.testing.assert_allclose(lesson.ask_teacher(0, rois).label_share[0], [0, 0, 0.25])
+
+
+def test_peoples_boxes_are_those_drawn_anew(detector):
+    """A RoI between the human box and a pseudo box is nearer the human box once it is drawn."""
+    human = view([[0, 0, 10, 10]], [0])
+    # Of its class and .67 from it: the human box moves there. The pseudo box is of another class.
+    detector["upright"] = detections([[2, 0, 12, 10], [6, 0, 16, 10]], [0, 1], [0.1, 0.9])
+    detector["probabilities"] = jnp.array([[[0.7, 0.2, 0.1]]])
+    method = config(mend_normal=True, soften_normal=True)
+    roi = jnp.array([[[3.5, 0, 13.5, 10]]])  # 3.5 from the human box, 2.5 from the pseudo box
+    for box_share, expected in ((None, 0), (0.25, 0.25)):  # then 2 from the human box
+        share = None if box_share is None else jnp.float32(box_share)
+        soft = CRITERIA._replace(
+            label_share=jnp.float32(0.25), box_share=share, least_score=jnp.float32(0.5)
+        )
+        lesson, _ = stepping.normal_half(None, None, look(human), method, soft, one)
+        np.testing.assert_allclose(lesson.ask_teacher(0, roi).label_share[0], [expected])
+
+
+def test_a_threshold_of_0_leaves_out_none_and_one_of_1_replaces_all(detector):
+    """Also where rounding takes a rating to 0, or beyond 1."""
+    human = view([[0, 0, 10, 10], [20, 20, 30, 30]], [0, 1])
+    detector["upright"] = detections([[20, 21, 30, 31]], [1], [0.9])
+    detector["probabilities"] = jnp.array([[[0.0, 0.5, 0.5], [0.0, 1.0000001, 0.0]]])
+    lesson, told = stepping.normal_half(
+        None, None, look(human), config(mend_normal=True), CRITERIA, one
+    )
+    assert lesson.targets.valid[0].tolist() == [True, False, True]
+    assert told["boxes/dropped_normal"] == 0 and told["boxes/replaced_normal"] == 1
+
+
 @pytest.mark.parametrize(("least", "kept"), [(None, [1, 0]), (0.25, [1, 1]), (0.75, [0, 0])])
 def test_the_steps_rating_counts_over_the_configs(detector, least, kept):
     human = view([[0, 0, 10, 10], [20, 20, 30, 30]], [0, 1])

@@ -173,6 +173,12 @@ def test_labels_are_soft_in_the_halves_whose_background_is(look, soften_normal):
         np.testing.assert_allclose(normal["ask_teacher"](0, boxes).label_share, [[0, 0.25]])
 
 
+def test_labels_of_the_normal_half_are_soft_without_being_mended(look):
+    calls, _ = look(soften_normal=True, label_share=0.25)
+    normal, _ = losses(calls)
+    np.testing.assert_allclose(normal["ask_teacher"](0, BATCH.normal.boxes).label_share, [[0.25]])
+
+
 def test_what_the_mixed_half_leaves_out_is_in_the_students_view(monkeypatch, look):
     strong = BATCH.strong.replace(boxes=jnp.array([[[4.0, 4.0, 12.0, 12.0]]]))
     monkeypatch.setattr(

@@ -5,6 +5,7 @@ import types
 import numpy as np
 import pytest
 
+from mixtrain_jax.config import recipes
 from mixtrain_jax.config.resolve import resolve
 from mixtrain_jax.errors import UserError, memory_in_one_line
 from mixtrain_jax.inspection import memory_estimate
@@ -60,6 +61,29 @@ def test_a_val_scale_outside_of_trainings_is_a_warning(warnings):
     far = config(val=(256, 200))
     announce.other_scale(far, train, images((480, 640)))
     assert "short side of 192 pixels, training images with 48 to 48" in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({}, ""),
+        ({"replace_score_threshold": 0.5}, "replace_score_threshold = 0.5 is not above gt_score"),
+        ({"replace_score_threshold": 0.5, "gt_score_threshold": 0.4}, ""),
+        ({"replace_score_threshold": 0.5, "mixed_augmentation": False}, ""),
+        ({"replace_score_threshold": 0.5, "auto_share": True}, ""),
+        ({"normal_gt_score_threshold": 0.1}, "normal_gt_score_threshold needs mend_normal"),
+        ({"normal_gt_score_threshold": 0.1, "mend_normal": True}, ""),
+        ({"must_agree": True}, ""),
+        ({"auto_count": 0.3, "replace_boxes": False}, ""),
+        ({"auto_count": 0.3, "replace_boxes": False, "add_missing": False}, "none is a target"),
+        ({"normal_gt_score_threshold": 0.1, "enabled": False}, ""),
+    ],
+)
+def test_switches_of_the_method_without_effect_are_warned_of(warnings, fields, told):
+    method = recipes.base().mixtraining
+    method.update(fields)
+    announce.without_effect(method)
+    assert len(warnings) == bool(told) and told in "".join(warnings)
 
 
 def test_more_boxes_than_the_detector_finds_is_a_warning(warnings):
