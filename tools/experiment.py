@@ -139,6 +139,7 @@ class Experiment:
         figures: dict[str, Any] = {
             "student": curve[-1],
             "teacher": judge.score(workdir, "teacher", steps[-1]),
+            "student, unseen images": judge.unseen(workdir, "student", steps[-1]),
             "curve": curve,
             "images_per_second": judging.speed(workdir),
         }

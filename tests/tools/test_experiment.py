@@ -40,6 +40,8 @@ def test_every_arm_is_trained_and_measured_once(output):
         assert 0 <= result["student"]["AP"] <= 1
         assert [point["step"] for point in result["curve"]] == steps
         assert "--config.seed=0" in result["command"]
+        assert all(0 <= point["AP of the average"] <= 1 for point in result["curve"])
+        assert 0 <= result["student, unseen images"]["AP"] <= 1
     assert "diagnosis" not in results["plain"]
     assert results["missing_only"]["diagnosis"][0]["kept"] == 1  # of the human boxes: it only adds
     assert "training" not in run(output)  # a second time
@@ -231,10 +233,10 @@ def test_all_arms_start_from_the_same_weights_of_other_images(tmp_path, monkeypa
     assert [category["name"] for category in content["categories"]] == ["object"]
     assert {entry["category_id"] for entry in content["annotations"]} == {1}
     pictures = [
-        {path.read_bytes() for path in (tmp_path / folder / "train").iterdir()}
-        for folder in ("first", "images")
+        {path.read_bytes() for path in (tmp_path / folder).iterdir()}
+        for folder in ("first/train", "images/train", "images/val", "unseen/val")
     ]
-    assert not pictures[0] & pictures[1]
+    assert len(set.union(*pictures)) == sum(map(len, pictures)) == 2 + 12 + 4 + 4
 
 
 def tiny(source, output, seed):

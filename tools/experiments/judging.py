@@ -35,6 +35,9 @@ class Judge:
             "val": _dataset(asked, files.val, files.val_images),
             "held_out": _dataset(asked, files.held_out, files.images),
         }
+        self._unseen = None
+        if files.unseen is not None and files.unseen_images is not None:
+            self._unseen = _dataset(asked, files.unseen, files.unseen_images)
         asked = load.override_all(asked, {"model.roi_head.score_threshold": str(LOWEST)})
         self._config = resolve(asked, val=self._sets["val"], devices=parallel.device_count())
         asked = self._config
@@ -42,14 +45,29 @@ class Judge:
 
     def score(self, workdir: pathlib.Path, which: str, step: int) -> dict[str, Any]:
         """Returns the figures of one set of weights; thresholds are chosen on held-out labels."""
-        params, _ = checkpoint.load_weights(str(workdir), which, step)
-        params = parallel.replicate(params)
+        params = self._weights(workdir, which, step)
         found = {name: self._detect(params, dataset) for name, dataset in self._sets.items()}
         clean, noisy = (
             points.match(self._sets[name].ground_truth, found[name]) for name in ("val", "held_out")
         )
-        above = [entry for entry in found["val"] if entry["score"] > self._least]
-        return {**_average_precision(self._sets["val"], above), **working_points(clean, noisy)}
+        precision = self._average_precision(self._sets["val"], found["val"])
+        return {**precision, **working_points(clean, noisy)}
+
+    def unseen(self, workdir: pathlib.Path, which: str, step: int) -> dict[str, float] | None:
+        """Average precision on the images on which nothing was chosen; None: there are none."""
+        if self._unseen is None:
+            return None
+        found = self._detect(self._weights(workdir, which, step), self._unseen)
+        return self._average_precision(self._unseen, found)
+
+    def _weights(self, workdir: pathlib.Path, which: str, step: int) -> Any:
+        params, _ = checkpoint.load_weights(str(workdir), which, step)
+        return parallel.replicate(params)
+
+    def _average_precision(self, dataset: Dataset, found: list[dict[str, Any]]) -> dict[str, float]:
+        above = [entry for entry in found if entry["score"] > self._least]
+        metrics = coco.score(dataset.ground_truth, above)
+        return {name: metrics[name] for name in ("AP", "AP50", "AP75")}
 
     def _detect(self, params: Any, dataset: Dataset) -> list[dict[str, Any]]:
         config = self._config
@@ -119,8 +137,3 @@ def _lines(workdir: pathlib.Path) -> list[dict[str, float]]:
 def _dataset(asked: ConfigDict, annotations: pathlib.Path, images: pathlib.Path) -> Dataset:
     places = {"data.val.annotations": str(annotations), "data.val.images": str(images)}
     return load_dataset(load.override_all(asked, {"data.source": "coco", **places}).data, "val")
-
-
-def _average_precision(dataset: Dataset, found: list[dict[str, Any]]) -> dict[str, float]:
-    metrics = coco.score(dataset.ground_truth, found)
-    return {name: metrics[name] for name in ("AP", "AP50", "AP75")}

@@ -32,6 +32,8 @@ class Files(NamedTuple):
       val: clean labels of still others.
       images: folder of the training and the held-out images.
       val_images: folder of the val images.
+      unseen: clean labels of images on which nothing was ever chosen; None: there are none left.
+      unseen_images: folder of these.
     """
 
     noisy: pathlib.Path
@@ -40,6 +42,8 @@ class Files(NamedTuple):
     val: pathlib.Path
     images: pathlib.Path
     val_images: pathlib.Path
+    unseen: pathlib.Path | None = None
+    unseen_images: pathlib.Path | None = None
 
 
 def cells(source: pathlib.Path | None, output: pathlib.Path, seed: int) -> Files:
@@ -116,7 +120,7 @@ def shapes(
       kind: of noise, see `plant_errors.KINDS`.
       level: of the noise.
       seed: of the noise.
-      train, held_out, val: numbers of images.
+      train, held_out, val: numbers of images; as many as of val are for the end alone.
       size: their height and width in pixels.
     """
     del source
@@ -132,6 +136,9 @@ def shapes(
             shift=0,
             swap=0,
         )
+    unseen = output.parent / "unseen"
+    if not (unseen / "annotations" / "val.json").exists():
+        make_shapes.make(str(unseen), train=0, val=val, size=size, seed=2)
     output.mkdir(parents=True, exist_ok=True)
     truth = json.loads((pictures / "annotations" / "train.json").read_text())
     if len(truth["images"]) != train + held_out:
@@ -154,6 +161,8 @@ def shapes(
         val=pictures / "annotations" / "val.json",
         images=pictures / "train",
         val_images=pictures / "val",
+        unseen=unseen / "annotations" / "val.json",
+        unseen_images=unseen / "val",
     )
 
 
