@@ -89,7 +89,8 @@ def una(clean: Labels, sizes: Ints, classes: int, ratio: float, seed: int) -> Pl
     In this order: `ratio` of the boxes are dropped, as many of the rest are relocated (both corners
     uniform in the box doubled about its centre), as many get a class drawn anew over all classes,
     and ratio / (1 - ratio) as many bogus boxes are added (both corners uniform in a random image,
-    any class). A box may be both relocated and relabelled.
+    any class; the authors' code deals them out to the images in turn). A box may be both
+    relocated and relabelled.
 
     Args:
       clean, sizes, classes, seed: as of `plant`.
