@@ -21,10 +21,10 @@ from mixtrain_jax.models.detector import Detector
 from mixtrain_jax.ops import boxes as box_ops
 from mixtrain_jax.types import Array, Params, SumOverDevices, Targets
 
-LEVELS = 100  # of the scores among which a threshold is looked for
+SCORES = 100  # steps from 0 to 1 among which a threshold is chosen
 ALIKE = 0.75  # IoU of two boxes that are drawn alike
 ROUNDS = 4  # in which the balance of classes is found
-FEWEST = 10  # detections it takes to judge a level
+FEWEST = 10  # detections above a score that can tell whether it is high enough
 
 
 class Criteria(NamedTuple):
@@ -117,12 +117,12 @@ def agreement(
       former share where that is less. 1 where there are none.
     """
     named, count, alike, met = (jnp.zeros(()) for _ in range(4))
-    for view, seen, found, _ in looks:
-        chances = teaching.classes_of(model, teacher, seen, view.boxes)
+    for view, features, detections, _ in looks:
+        chances = teaching.classes_of(model, teacher, features, view.boxes)
         chances *= 1 if balance is None else balance
         named += ((chances.argmax(-1) == view.labels) & view.valid).sum()
         count += view.valid.sum()
-        there = Targets(found.boxes, found.labels, found.valid)
+        there = Targets(detections.boxes, detections.labels, detections.valid)
         overlaps, _ = mixing.nearest(mixing.human_boxes(view), there)
         alike += (overlaps >= ALIKE).sum()
         met += (overlaps >= mixing.SAME).sum()
@@ -150,9 +150,9 @@ def class_balance(looks: Sequence[Look], classes: int, sum_over_devices: SumOver
     """
 
     def said(balance: Array) -> Array:
-        weighed = [teaching.weigh(look.found, balance) for look in looks]
+        weighed = [teaching.weigh(look.detections, balance) for look in looks]
         total: Array = sum_over_devices(
-            sum(_by_class(found.labels, found.valid * found.scores, classes) for found in weighed)
+            sum(_by_class(each.labels, each.valid * each.scores, classes) for each in weighed)
         )
         return total
 
@@ -197,23 +197,24 @@ def least_score(
     """
     if not (config.auto_agreement or config.auto_count):
         return jnp.float32(config.pseudo_score_threshold)
-    levels = jnp.arange(LEVELS) / LEVELS
-    found, agreeing, human = jnp.zeros(LEVELS), jnp.zeros(LEVELS), jnp.zeros(())
+    scores = jnp.arange(SCORES) / SCORES
+    found, agreeing, human = jnp.zeros(SCORES), jnp.zeros(SCORES), jnp.zeros(())
     for look in looks:
-        view, seen = look.view, teaching.weigh(look.found, balance)
+        view, detections = look.view, teaching.weigh(look.detections, balance)
         if config.auto_count:
-            found += (seen.valid[..., None] & (seen.scores[..., None] > levels)).sum((0, 1))
+            above = detections.scores[..., None] > scores
+            found += (detections.valid[..., None] & above).sum((0, 1))
             human += view.valid.sum()
             continue
-        overlaps = box_ops.iou(seen.boxes, view.boxes) > config.iou_threshold
+        overlaps = box_ops.iou(detections.boxes, view.boxes) > config.iou_threshold
         overlaps &= view.valid[:, None]
-        alone = seen.valid & ~overlaps.any(-1)
-        same = alone & teaching.agrees(model, teacher, view, seen, config.agreement_iou)
-        above = seen.scores[..., None] > levels
+        alone = detections.valid & ~overlaps.any(-1)
+        same = alone & teaching.agrees(model, teacher, view, detections, config.agreement_iou)
+        above = detections.scores[..., None] > scores
         found += (alone[..., None] & above).sum((0, 1))
         agreeing += (same[..., None] & above).sum((0, 1))
     found, agreeing, human = sum_over_devices((found, agreeing, human))
     if config.auto_count:
-        return jnp.min(jnp.where(found <= config.auto_count * human, levels, 1.0))
+        return jnp.min(jnp.where(found <= config.auto_count * human, scores, 1.0))
     good = (found >= FEWEST) & (agreeing >= config.auto_agreement * found)
-    return jnp.min(jnp.where(good, levels, 1.0))
+    return jnp.min(jnp.where(good, scores, 1.0))

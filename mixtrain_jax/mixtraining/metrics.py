@@ -68,7 +68,7 @@ def of_criteria(criteria: Criteria) -> Metrics:
 def of_teacher(
     human: Targets,
     ratings: Array,
-    found: Detections,
+    detections: Detections,
     exact: Array,
     assignment: BoxAssignment,
     weak: View,
@@ -90,8 +90,10 @@ def of_teacher(
         group = human.valid & (area >= low) & (area < high)
         metrics[f"teacher/easy_{name}"] = _share(easy & group, group, sum_over_devices)
     metrics["teacher/rating"] = _share(ratings * human.valid, human.valid, sum_over_devices)
-    metrics["teacher/score"] = _share(found.scores * found.valid, found.valid, sum_over_devices)
-    full = found.valid.all(-1) | ~exact
+    metrics["teacher/score"] = _share(
+        detections.scores * detections.valid, detections.valid, sum_over_devices
+    )
+    full = detections.valid.all(-1) | ~exact
     metrics["teacher/at_limit"] = sum_over_devices(full.sum()) / images
     return metrics
 

@@ -7,6 +7,7 @@ the student. Plain training is the same on a batch without a mixed half. Beyond 
 teacher can do for the normal half what it does for the mixed one.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +29,7 @@ class TeacherOutput(NamedTuple):
     """What the teacher made of the mixed half, for pictures and for counting.
 
     Attributes:
-      found: the teacher's detections above the threshold, in pixels of the weak view.
+      detections: the teacher's above the threshold, in pixels of the weak view.
       human: the human boxes, in pixels of the strong view.
       ratings: [B, N] float32, the teacher's probability of each human box's class.
       targets: what the student is trained to find in the strong view.
@@ -36,7 +37,7 @@ class TeacherOutput(NamedTuple):
       exact: [B] bool, False where the teacher had more candidates than it could weigh.
     """
 
-    found: Detections
+    detections: Detections
     human: Targets
     ratings: Array
     targets: Targets
@@ -106,7 +107,7 @@ def gradients(
                 model, teacher, normal_look, config, criteria, sum_over_devices
             )
         teacher_metrics = of_normal | measuring.of_criteria(criteria) | measuring.of_teacher(
-            output.human, output.ratings, output.found, output.exact, output.assignment,
+            output.human, output.ratings, output.detections, output.exact, output.assignment,
             batch.weak, sum_over_devices,
         )  # fmt: skip
     differentiate = jax.value_and_grad(student_loss, has_aux=True)
@@ -163,31 +164,32 @@ def teach(
       What the teacher made of the images, and what the student is trained on.
     """
     human = mixing.human_boxes(strong)
-    seen = look.seen
-    found = teaching.above(teaching.weigh(look.found, criteria.balance), criteria.least_score)
+    features = look.features
+    weighed = teaching.weigh(look.detections, criteria.balance)
+    detections = teaching.above(weighed, criteria.least_score)
     if config.must_agree:
-        agrees = teaching.agrees(model, teacher, look.view, found, config.agreement_iou)
-        found = Detections(found.boxes, found.scores, found.labels, agrees)
+        agrees = teaching.agrees(model, teacher, look.view, detections, config.agreement_iou)
+        detections = dataclasses.replace(detections, valid=agrees)
     if config.rate_boxes == "weak":  # whole objects, also where the strong view cuts them
         rated = Targets(look.view.boxes, human.labels, human.valid)
     else:
-        rated = teaching.back_to_weak(human, seen)
+        rated = teaching.back_to_weak(human, features)
     ratings = teaching.rate(
-        model, teacher, seen, rated,
+        model, teacher, features, rated,
         given_object=config.rate_given_object, balance=criteria.balance,
     )  # fmt: skip
-    there = teaching.pseudo_boxes(look.found, seen, strong.size)
-    pseudo = Targets(there.boxes, there.labels, there.valid & found.valid)
+    there = teaching.pseudo_boxes(look.detections, features, strong.size)
+    pseudo = Targets(there.boxes, there.labels, there.valid & detections.valid)
     drawn = human
     if criteria.box_share is not None:
         drawn = mixing.draw_anew(human, there, criteria.box_share)
     hard = hard if criteria.least_rating is None else criteria.least_rating
     combined, assignment = mixing.combine(drawn, ratings, pseudo, config, hard)
-    output = TeacherOutput(found, human, ratings, combined, assignment, look.exact)
+    output = TeacherOutput(detections, human, ratings, combined, assignment, look.exact)
     ask_teacher = None
     if soften:
         ask_teacher = teaching.opinions(
-            model, teacher, seen, criteria.label_share,
+            model, teacher, features, criteria.label_share,
             people=Targets(drawn.boxes, drawn.labels, assignment.kept),
             others=mixing.join(
                 Targets(human.boxes, human.labels, assignment.dropped),
@@ -233,7 +235,7 @@ def normal_half(
         human = mixing.human_boxes(look.view)
         nothing = Targets(human.boxes, human.labels, jnp.zeros_like(human.valid))
         ask_teacher = teaching.opinions(
-            model, teacher, look.seen, criteria.label_share, people=human, others=nothing
+            model, teacher, look.features, criteria.label_share, people=human, others=nothing
         )
         return Lesson(human, ask_teacher), {}
     return of_people(look.view), {}
@@ -267,10 +269,10 @@ def student_loss(
       This device's share of the loss, and metrics over all devices.
     """
     strong = batch.strong
-    seen = batch.normal if strong is None else _join(batch.normal, strong)
-    keys = image_keys(key, seen)
+    views = batch.normal if strong is None else _join(batch.normal, strong)
+    keys = image_keys(key, views)
     detector = bind(model, student)
-    pyramid = detector.features(seen.image, seen.size, keys)
+    pyramid = detector.features(views.image, views.size, keys)
 
     def half(name: str, rows: slice, view: View, lesson: Lesson) -> tuple[Array, Metrics]:
         levels = tuple(level[rows] for level in pyramid)

@@ -5,6 +5,7 @@ learns from: how much they look like background or, beyond the paper, all it mak
 functions of the teacher's parameters and the weak view; nothing here has a gradient.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -19,8 +20,8 @@ from mixtrain_jax.types import Array, Detections, Params, Targets, View
 TINY = 1e-30  # least sum of probabilities by which one divides
 
 
-class TeacherView(NamedTuple):
-    """The weak view as the teacher sees it, and how to carry boxes to it and from it.
+class TeacherFeatures(NamedTuple):
+    """The teacher's features of the weak view, and how to carry boxes to it and from it.
 
     Attributes:
       pyramid: features of the weak view.
@@ -40,31 +41,31 @@ class Look(NamedTuple):
 
     Attributes:
       view: the images as it sees them.
-      seen: what it sees.
-      found: all its detections, whatever their scores, in pixels of the view.
+      features: of the view.
+      detections: all of them, whatever their scores, in pixels of the view.
       exact: [B] bool, False where it had more candidates than it can weigh.
     """
 
     view: View
-    seen: TeacherView
-    found: Detections
+    features: TeacherFeatures
+    detections: Detections
     exact: Array
 
 
 def look(
     model: Detector, teacher: Params, weak: View, strong: View, keys: Array | None = None
 ) -> Look:
-    """Shows the teacher the weak view, and has it find objects there; for arguments see `see`."""
-    seen = see(model, teacher, weak, strong, keys)
+    """Shows the teacher the weak view, and has it detect there; arguments as of `see`."""
+    features = see(model, teacher, weak, strong, keys)
     detector = bind(model, teacher)
-    proposals = detector.proposals(seen.pyramid, seen.size)
-    found, exact = detector.detect(seen.pyramid, seen.size, proposals)
-    return Look(weak, seen, found, exact)
+    proposals = detector.proposals(features.pyramid, features.size)
+    detections, exact = detector.detect(features.pyramid, features.size, proposals)
+    return Look(weak, features, detections, exact)
 
 
 def see(
     model: Detector, teacher: Params, weak: View, strong: View, keys: Array | None = None
-) -> TeacherView:
+) -> TeacherFeatures:
     """Computes the teacher's features of the weak view.
 
     Args:
@@ -76,7 +77,7 @@ def see(
         it.
     """
     pyramid = bind(model, teacher).features(weak.image, weak.size, keys)
-    return TeacherView(
+    return TeacherFeatures(
         jax.lax.stop_gradient(pyramid),
         weak.size,
         to_strong=_between(weak.matrix, strong.matrix),
@@ -84,29 +85,29 @@ def see(
     )
 
 
-def weigh(found: Detections, balance: Array | None) -> Detections:
-    """Multiplies the odds of scores by those of `balance` [classes]; None: they are as they are."""
+def weigh(detections: Detections, balance: Array | None) -> Detections:
+    """Multiplies the odds of scores by `balance` [classes]; None: they are as they are."""
     if balance is None:
-        return found
-    weighed = found.scores * balance[found.labels]
-    scores = weighed / (weighed + 1 - found.scores)
-    return Detections(found.boxes, scores, found.labels, found.valid)
+        return detections
+    weighed = detections.scores * balance[detections.labels]
+    return dataclasses.replace(detections, scores=weighed / (weighed + 1 - detections.scores))
 
 
-def above(found: Detections, threshold: Array | float) -> Detections:
+def above(detections: Detections, threshold: Array | float) -> Detections:
     """The detections with a score above the threshold; the others are no longer valid."""
-    valid = found.valid & (found.scores > threshold)
-    return Detections(found.boxes, found.scores, found.labels, valid)
+    return dataclasses.replace(detections, valid=detections.valid & (detections.scores > threshold))
 
 
-def agrees(model: Detector, teacher: Params, view: View, found: Detections, iou: float) -> Array:
+def agrees(
+    model: Detector, teacher: Params, view: View, detections: Detections, iou: float
+) -> Array:
     """Tells which detections [B, K] the teacher finds in the mirrored view as well.
 
     Args:
       model: the detector.
       teacher: its parameters.
-      view: where `found` was found.
-      found: detections in pixels of the view.
+      view: in which they were detected.
+      detections: in pixels of the view.
       iou: least overlap with a detection of the same class, mirrored back; its score may be any
         that the detector gives at all.
     """
@@ -119,32 +120,33 @@ def agrees(model: Detector, teacher: Params, view: View, found: Detections, iou:
     again, _ = detector.detect(pyramid, view.size, detector.proposals(pyramid, view.size))
     left, top, right, bottom = jnp.moveaxis(again.boxes, -1, 0)
     back = jnp.stack([width - right, top, width - left, bottom], axis=-1)
-    same = box_ops.iou(found.boxes, back) >= iou
-    same &= (found.labels[..., :, None] == again.labels[..., None, :]) & again.valid[..., None, :]
-    return found.valid & same.any(-1)
+    same = box_ops.iou(detections.boxes, back) >= iou
+    same &= detections.labels[..., :, None] == again.labels[..., None, :]
+    same &= again.valid[..., None, :]
+    return detections.valid & same.any(-1)
 
 
-def pseudo_boxes(found: Detections, view: TeacherView, strong_size: Array) -> Targets:
+def pseudo_boxes(detections: Detections, features: TeacherFeatures, strong_size: Array) -> Targets:
     """Carries detections from the weak to the strong view; without area they are not valid."""
-    boxes, seen = box_ops.transform(found.boxes, view.to_strong, strong_size)
-    return Targets(boxes, found.labels, found.valid & seen)
+    boxes, seen = box_ops.transform(detections.boxes, features.to_strong, strong_size)
+    return Targets(boxes, detections.labels, detections.valid & seen)
 
 
-def back_to_weak(human: Targets, view: TeacherView) -> Targets:
+def back_to_weak(human: Targets, features: TeacherFeatures) -> Targets:
     """Carries human boxes from the strong back to the weak view, as the released code does.
 
     Both ways the bounds of the moved edge mid-points are taken, so after a rotation by an angle a
     the sides are cos(a)^2 as long: after 15, 21 and 27 degrees the IoU with the box in the weak
     view is 0.87, 0.76 and 0.63.
     """
-    boxes, _ = box_ops.transform(human.boxes, view.to_weak, view.size)
+    boxes, _ = box_ops.transform(human.boxes, features.to_weak, features.size)
     return Targets(boxes, human.labels, human.valid)
 
 
 def rate(
     model: Detector,
     teacher: Params,
-    view: TeacherView,
+    features: TeacherFeatures,
     human: Targets,
     *,
     given_object: bool = False,
@@ -155,13 +157,13 @@ def rate(
     Args:
       model: the detector.
       teacher: its parameters.
-      view: what `see` returned.
+      features: what `see` returned.
       human: human boxes in pixels of the weak view; padding is rated 0.
       given_object: beyond the paper: the probability is among the classes, without the background.
       balance: [classes] float32 by which those of the classes are multiplied first; None: they are
         as they are.
     """
-    probabilities = bind(model, teacher).score_boxes(view.pyramid, view.size, human.boxes)
+    probabilities = bind(model, teacher).score_boxes(features.pyramid, features.size, human.boxes)
     if balance is not None:
         probabilities = _normalised(probabilities * jnp.append(balance, 1))
     if given_object:
@@ -170,22 +172,22 @@ def rate(
     return jnp.where(human.valid, own, 0)
 
 
-def classes_of(model: Detector, teacher: Params, view: TeacherView, boxes: Array) -> Array:
+def classes_of(model: Detector, teacher: Params, features: TeacherFeatures, boxes: Array) -> Array:
     """Returns the teacher's probabilities [B, N, classes], given that each box is an object."""
-    probabilities = bind(model, teacher).score_boxes(view.pyramid, view.size, boxes)
+    probabilities = bind(model, teacher).score_boxes(features.pyramid, features.size, boxes)
     return _normalised(probabilities[..., :-1])
 
 
 def opinions(
     model: Detector,
     teacher: Params,
-    view: TeacherView,
+    features: TeacherFeatures,
     label_share: Array | None,
     *,
     people: Targets,
     others: Targets,
 ) -> AskTeacher:
-    """Returns what says of RoIs in the strong view what the teacher makes of them.
+    """Returns a function that gives the teacher's probabilities for RoIs of the strong view.
 
     In Cascade R-CNN each stage of the student is answered by the same stage of the teacher. Without
     a share of the labels this is the soft background: how much RoIs look like background. Beyond
@@ -198,7 +200,7 @@ def opinions(
     Args:
       model: the detector.
       teacher: its parameters.
-      view: what `see` returned.
+      features: what `see` returned.
       label_share: [] float32, of the labels in class targets; None: the soft background.
       people: N human boxes per image in pixels of the strong view; valid where they are targets.
       others: M boxes per image in the same pixels; valid where they are pseudo boxes that are
@@ -210,8 +212,9 @@ def opinions(
         return overlaps.max(-1)
 
     def of_rois(stage: int, rois: Array) -> Opinion:
-        boxes, _ = box_ops.transform(rois, view.to_weak, view.size)
-        probabilities = bind(model, teacher).score_boxes(view.pyramid, view.size, boxes, stage)
+        boxes, _ = box_ops.transform(rois, features.to_weak, features.size)
+        detector = bind(model, teacher)
+        probabilities = detector.score_boxes(features.pyramid, features.size, boxes, stage)
         share = None
         if label_share is not None:
             overlap = most(rois, others)

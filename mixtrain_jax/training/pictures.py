@@ -42,9 +42,10 @@ def of_batch(
     output = parallel.gather(output)
     pictures = []
     for i in range(min(IMAGES, len(batch.weak.image))):
-        seen = output.found.valid[i]
-        scores = output.found.scores[i][seen]
-        boxes, labels = output.found.boxes[i][seen], output.found.labels[i][seen]
+        detections = output.detections
+        valid = detections.valid[i]
+        scores = detections.scores[i][valid]
+        boxes, labels = detections.boxes[i][valid], detections.labels[i][valid]
         pictures.append(_view(batch.weak, i, boxes, labels, names, data, scores))
         pictures.append(_strong(batch.strong, output, i, names, data))
     return draw.contact_sheet(pictures, columns=2 if len(pictures) < 8 else 4)

@@ -71,7 +71,7 @@ class Stub:
 
 
 def seen_from(matrix, size=(64, 40)):
-    """A teacher's view of which the student's is the view by the matrix."""
+    """A teacher's features of a view from which the matrix leads to the student's."""
     there = jnp.asarray(matrix, jnp.float32)[None]
     size = jnp.array([size])
-    return teaching.TeacherView((jnp.ones((1, 1, 1, 1)),), size, there, jnp.linalg.inv(there))
+    return teaching.TeacherFeatures((jnp.ones((1, 1, 1, 1)),), size, there, jnp.linalg.inv(there))

@@ -75,7 +75,7 @@ def test_threshold_by_count_is_of_balanced_scores(detector):
     seen, balance = looks(view([[0, 0, 4, 4]], [0])), jnp.array([0.5, 2.0])
     least = judging.least_score(None, None, seen, config(auto_count=1.0), one, balance)
     assert least == np.float32(0.34)
-    found = teaching.above(teaching.weigh(seen[0].found, balance), least)
+    found = teaching.above(teaching.weigh(seen[0].detections, balance), least)
     np.testing.assert_allclose(found.scores[0], [1 / 3, 4 / 7], rtol=1e-6)  # odds of 1/2 and 4/3
     np.testing.assert_array_equal(found.valid[0], [False, True])
 

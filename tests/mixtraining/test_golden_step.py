@@ -108,7 +108,7 @@ def see(model, weights):
         for w, s in zip(WEAK, STRONG, strict=True)
     ]
     to_weak = np.stack(to_weak).astype(np.float32)
-    return teaching.TeacherView(pyramid, size, np.linalg.inv(to_weak), to_weak)
+    return teaching.TeacherFeatures(pyramid, size, np.linalg.inv(to_weak), to_weak)
 
 
 def ask(model, weights, look):

@@ -92,7 +92,7 @@ def test_found_boxes_have_balanced_scores(detector):
         output, _ = stepping.teach(
             None, None, seen, seen.view, config(**fields), made, hard=0.0, soften=False
         )
-        assert output.found.valid.tolist() == [[False, True]]
+        assert output.detections.valid.tolist() == [[False, True]]
 
 
 def test_a_pseudo_box_is_no_label_of_peoples(detector):

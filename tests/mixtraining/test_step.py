@@ -128,7 +128,7 @@ def test_a_teacher_that_finds_nothing_is_harmless(world):
         jax.tree_util.tree_map_with_path(blind, params) for params in (state.student, state.teacher)
     )
     _, metrics, output = step(state.replace(student=student, teacher=teacher), batch)
-    assert not output.found.valid.any() and metrics["boxes/missing"] == 0
+    assert not output.detections.valid.any() and metrics["boxes/missing"] == 0
     assert np.isfinite(metrics["loss"]) and metrics["update/bad"] == 0
 
 
