@@ -13,10 +13,10 @@ pytestmark = pytest.mark.multidevice
 
 PROGRAM = """
 import jax
-from mixtrain_jax.runtime import hosts, parallel
+from mixtrain_jax.runtime import parallel, watch
 parallel.start()
 print(parallel.describe(), "|", jax.config.values["jax_cuda_visible_devices"], flush=True)
-hosts.finish()
+watch.finish()
 """
 
 

@@ -86,7 +86,7 @@ def test_when_a_process_is_killed_the_others_end(shapes, stopped, victim):
     run.wait_for("resuming after step")
     run.wait_for("\nstep ")
     run.signal(signal.SIGKILL, process=victim)
-    codes = run.codes(seconds=2 * parallel.SILENCE)
+    codes = run.codes(seconds=2 * parallel.HEARTBEAT_TIMEOUT)
     assert codes.pop(victim) == -signal.SIGKILL
     # JAX aborts a process when it hears of a death before the process's own work fails of it.
     assert codes[0] in (LOST, -signal.SIGABRT)

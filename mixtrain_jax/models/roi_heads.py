@@ -36,7 +36,7 @@ class Opinion(NamedTuple):
     label_share: Array | None = None
 
 
-# What a teacher is asked of (stage, RoIs [B, K, 4]): which these are is known only in the losses.
+# From (stage, RoIs [B, K, 4]) to the teacher's opinion of them: RoIs are sampled inside the losses.
 AskTeacher = Callable[[int, Array], Opinion]
 
 
@@ -249,26 +249,15 @@ class RoIHead(nn.Module):
         Returns:
           The weighted losses by name (this device's share of each), and a record of each stage.
         """
-        found, records = {}, []
+        losses, records = {}, []
         boxes, valid = proposals.boxes, proposals.valid
         truths = targets.boxes.shape[1]
         for stage in range(self.stages):
             sample = self._sample(stage, boxes, valid, targets, keys)
             rois, labels, wanted = sample.rois, sample.labels, sample.wanted
             logits, deltas = self.predict(stage, pyramid, size, rois)
-            weights = sample.valid.astype(jnp.float32)
-            goal = jax.nn.one_hot(labels, self.num_classes + 1)
-            opinion = ask_teacher(stage, rois) if ask_teacher is not None else None
-            if opinion is not None and opinion.label_share is not None:
-                share = opinion.label_share[..., None]
-                goal = share * goal + (1 - share) * opinion.probabilities
-            elif opinion is not None:
-                background = sample.valid & (labels == self.num_classes)
-                weights = jnp.where(background, opinion.probabilities[..., -1], weights)
-                sampled, weight = sum_over_devices((sample.valid.sum(), weights.sum()))
-                weights *= sampled / jnp.maximum(weight, 1)
-            weights, goal = jax.lax.stop_gradient((weights, goal))
-
+            opinion = None if ask_teacher is None else ask_teacher(stage, rois)
+            goal, weights = self._class_targets(sample, opinion, sum_over_devices)
             entropy = optax.softmax_cross_entropy(logits, goal)
             weighted = sum_over_devices((weights > 0).sum())
             class_loss = (weights * entropy).sum() / jnp.maximum(weighted, 1)
@@ -281,9 +270,8 @@ class RoIHead(nn.Module):
             box_loss = jnp.where(sample.positive, distance, 0).sum()
             box_loss /= jnp.maximum(sum_over_devices(sample.valid.sum()), 1)
 
-            share = self.config.loss_weights[stage]
-            found[f"stage{stage}_class"] = share * class_loss
-            found[f"stage{stage}_boxes"] = share * box_loss
+            losses[f"stage{stage}_class"] = self.config.loss_weights[stage] * class_loss
+            losses[f"stage{stage}_boxes"] = self.config.loss_weights[stage] * box_loss
             correct = sample.valid & (logits.argmax(-1) == labels)
             records.append(StageRecord(rois, labels, weights, sample.valid, correct))
             if stage + 1 < self.stages:
@@ -291,7 +279,27 @@ class RoIHead(nn.Module):
                 named = jnp.where(labels == self.num_classes, best, labels)
                 boxes = self.refine(stage, rois, deltas, named, size)
                 valid = sample.valid & (sample.index >= truths)
-        return found, records
+        return losses, records
+
+    def _class_targets(
+        self, sample: "_Sampled", opinion: Opinion | None, sum_over_devices: SumOverDevices
+    ) -> tuple[Array, Array]:
+        """The class targets [B, K, classes + 1] of sampled RoIs, and their weights [B, K].
+
+        The soft background weighs RoIs, and all weights sum to as much as without it; soft labels
+        change the targets.
+        """
+        weights = sample.valid.astype(jnp.float32)
+        goal = jax.nn.one_hot(sample.labels, self.num_classes + 1)
+        if opinion is not None and opinion.label_share is not None:
+            share = opinion.label_share[..., None]
+            goal = share * goal + (1 - share) * opinion.probabilities
+        elif opinion is not None:
+            background = sample.valid & (sample.labels == self.num_classes)
+            weights = jnp.where(background, opinion.probabilities[..., -1], weights)
+            sampled, weight = sum_over_devices((sample.valid.sum(), weights.sum()))
+            weights *= sampled / jnp.maximum(weight, 1)
+        return jax.lax.stop_gradient((goal, weights))
 
     def _sample(
         self, stage: int, boxes: Array, valid: Array, targets: Targets, keys: Array

@@ -21,7 +21,7 @@ from absl import logging
 from etils import epath
 
 from mixtrain_jax.errors import BAD_INPUT, UserError
-from mixtrain_jax.runtime import hosts, storage
+from mixtrain_jax.runtime import hosts, storage, watch
 
 RENEW = 30.0  # seconds
 STALE = 300.0
@@ -169,7 +169,7 @@ def _renew(path: epath.Path, holder: dict[str, Any], done: threading.Event) -> N
         try:
             if _key(path.parent) not in (holder["key"], None):
                 line = f"{path.parent}: this run slept for so long that another one goes on there"
-                hosts.fail(BAD_INPUT, line)
+                watch.fail(BAD_INPUT, line)
                 return
             _write(path, holder)
         except Exception as error:  # the thread has to live as long as the run

@@ -24,13 +24,13 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mixtrain_jax.errors import BAD_INPUT, BUG, LOST, LostPeer, UserError
-from mixtrain_jax.runtime import hosts, launchers
+from mixtrain_jax.runtime import hosts, launchers, watch
 
 AXIS = "batch"
 JOINING = 300  # seconds to wait for the other processes at the start
 # Seconds after which JAX takes a process that says nothing for dead. It hears each twice in that
-# time, so half of it may do; the watches (`hosts.SILENT`), which name the host, are to be first.
-SILENCE = 120
+# time, so half of it may do; the watches (`watch.SILENT`), which name the host, are to be first.
+HEARTBEAT_TIMEOUT = 120
 _SIGNS_OF_LOSS = ("UNAVAILABLE", "DEADLINE_EXCEEDED")  # besides those of `hosts.tells_of_loss`
 AHEAD = 2  # batches on the devices: the one to come, and the one after it
 
@@ -66,12 +66,12 @@ def prefetch(batches: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
     shares = NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), PartitionSpec(AXIS))
     waiting: collections.deque[tuple[Any, Any]] = collections.deque()
     while True:
-        hosts.at(doing="waiting for images")
+        watch.at(doing="waiting for images")
         batch = next(batches, None)
         if batch is None:
             break
         waiting.append((batch, jax.device_put(shard(batch), shares)))
-        hosts.at(doing="computing")
+        watch.at(doing="computing")
         if len(waiting) == AHEAD:
             yield waiting.popleft()
     yield from waiting
@@ -175,9 +175,9 @@ def collect(entries: list[Any]) -> list[Any]:
     """Joins the hosts' lists of plain JSON values in the hosts' order; every host gets all."""
     if jax.process_count() == 1:
         return entries
-    hosts.waits(hosts.FOR_OTHERS)  # here, and not in a sum over devices, which gives up sooner
+    watch.waits(watch.FOR_OTHERS)  # here, and not in a sum over devices, which gives up sooner
     hosts.from_all("collect", True)
-    hosts.waits("computing")
+    watch.waits("computing")
     text = np.frombuffer(json.dumps(entries).encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.array(len(text)))
     texts = multihost_utils.process_allgather(np.pad(text, (0, int(sizes.max()) - len(text))))
@@ -191,14 +191,14 @@ def abort_all_on_error() -> Iterator[None]:
 
     A process that left the others by the usual way out would wait for them there, and they for it
     in their next sum over devices. So it says why in one line, there and to the others, and ends at
-    once; their watches (`hosts`) end them with the same exit code. One that hangs, or whose machine
-    is gone without a word, is found out by the watches, and after `SILENCE` by JAX.
+    once; their watches end them with the same exit code. One that hangs, or whose machine
+    is gone without a word, is found out by the watches, and after `HEARTBEAT_TIMEOUT` by JAX.
     """
     try:
         yield
     except BaseException as error:
         if jax.process_count() == 1:
-            hosts.finish()  # the caller may go on; no watch outlives the run
+            watch.finish()  # the caller may go on; no watch outlives the run
             raise
         if not isinstance(error, Exception):
             raise
@@ -213,19 +213,19 @@ def abort_all_on_error() -> Iterator[None]:
                 "another process of this run is gone; start all of them again to resume after the "
                 f"last checkpoint ({line[:150]})"
             )
-            time.sleep(4 * hosts.BEAT)  # in which the watch may hear which it was, and why
+            time.sleep(4 * watch.BEAT)  # in which the watch may hear which it was, and why
         else:
             traceback.print_exc()
-        hosts.silence()  # one line is enough
+        watch.silence()  # one line is enough
         line = " ".join(line.split())
         print(f"error: {line}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         if code != LOST:
-            hosts.tell_end(code, line)
+            watch.tell_end(code, line)
         if jax.process_index() == 0:
-            time.sleep(3 * hosts.BEAT)  # the service ends with this process; let the others hear
+            time.sleep(3 * watch.BEAT)  # the service ends with this process; let the others hear
         os._exit(code)
-    hosts.finish()
+    watch.finish()
 
 
 def say(line: str) -> None:
@@ -278,7 +278,7 @@ def start(
     elif _on_cloud_tpu() and not _alone_already():
         with contextlib.suppress(ValueError):  # a machine with a TPU that is no Cloud TPU VM
             _initialize()
-    hosts.start_watch()
+    watch.start()
 
 
 def _join(coordinator: str | None, processes: int | None, process: int | None) -> None:
@@ -297,7 +297,7 @@ def _initialize(**which: Any) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(
-            **which, initialization_timeout=JOINING, heartbeat_timeout_seconds=SILENCE
+            **which, initialization_timeout=JOINING, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT
         )
     except RuntimeError as error:
         raise UserError(

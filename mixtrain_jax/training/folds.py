@@ -16,7 +16,7 @@ from mixtrain_jax.data.sources.dataset import Dataset
 from mixtrain_jax.data.sources.load import load_dataset, read_annotations, share_images
 from mixtrain_jax.errors import STOPPED, UserError, memory_in_one_line
 from mixtrain_jax.evaluation.audit import Judge, audit
-from mixtrain_jax.runtime import checkpoint, hosts, parallel, signals, storage
+from mixtrain_jax.runtime import checkpoint, parallel, signals, storage, watch
 from mixtrain_jax.runtime.lock import hold
 from mixtrain_jax.training import loop
 from mixtrain_jax.training.announce import LESS_MEMORY
@@ -85,7 +85,7 @@ def audit_split(
         found = judges(asked, dataset, source, workdir, split, folds, stop)
     if found is None:
         return None
-    hosts.allow(0)  # what follows tells no steps
+    watch.allow(0)  # what follows tells no steps
     return audit(
         asked,
         dataset,

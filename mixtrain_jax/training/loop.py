@@ -22,7 +22,7 @@ from mixtrain_jax.data.sources.load import (
 from mixtrain_jax.errors import STOPPED, UserError
 from mixtrain_jax.models import detector
 from mixtrain_jax.pages import fonts
-from mixtrain_jax.runtime import checkpoint, hosts, machine, parallel, signals
+from mixtrain_jax.runtime import checkpoint, hosts, machine, parallel, signals, watch
 from mixtrain_jax.runtime.monitor import Monitor, due
 from mixtrain_jax.training import announce, pictures, restart, run_page, warm_start
 from mixtrain_jax.training.guard import BadNumbers, BadSteps
@@ -52,6 +52,10 @@ def train(
 
     Returns:
       0 when training is finished, `errors.STOPPED` when it was asked to stop and has saved.
+
+    Raises:
+      UserError: data, config, workdir or weights are not as they have to be, the workdir holds
+        another run, memory does not suffice, or numbers are not finite; the message says which.
     """
     train_set = load_dataset(asked.data, "train")
     of_val = as_train_reads(asked.data, train_set)
@@ -60,7 +64,7 @@ def train(
         check_same_categories(train_set, val_set)
     bucketed = restart.with_chosen_buckets(workdir, asked, train_set)
     config = resolve(bucketed, train=train_set, val=val_set, devices=parallel.device_count())
-    hosts.allow(config.stall_minutes)
+    watch.allow(config.stall_minutes)
 
     model = detector.build(config.model)
     optimizer = make_optimizer(config.optimizer, config.model.backbone, config.steps)
@@ -88,7 +92,7 @@ def train(
         return fresh(weights)
 
     restored = checkpoints.restore_latest(shapes, {"categories": meta["categories"]})
-    first, start, _ = (begin(), 0, None) if restored is None else restored
+    first, start = (begin(), 0) if restored is None else restored[:2]
     sets = [train_set] if val_set is None else [train_set, val_set]
     agreement.check(config, sets, start, first)
     restart.forget_other_scores(workdir, config, checkpoints, val_labels)
@@ -108,7 +112,7 @@ def train(
         host_count=host_count,
         read_errors=read_errors,
     )
-    stream = hosts.together(parallel.prefetch(own_share))
+    stream = watch.together(parallel.prefetch(own_share))
     mapped = parallel.MAPPINGS[config.mapping]
     step = mapped(make_step(config, model, optimizer, parallel.sum_over_devices))
     monitor = Monitor(
@@ -150,7 +154,7 @@ def train(
         for done in range(start + 1, config.steps + 1):
             with monitor.waiting():
                 batch, sharded = next(stream)
-            hosts.at(done)
+            watch.at(done)
             with compiling.of(batch):
                 state, metrics, output = step(state, sharded)
             guard.check(done, metrics, batch)
@@ -160,7 +164,10 @@ def train(
             if logging or monitor.overdue():
                 told = jax.device_get({"loss": metrics["loss"], "lr": rate(done - 1)} | metrics)
                 told["data/unreadable"] = read_errors.count
-                (monitor.log if logging else monitor.tell)(done, told)
+                if logging:
+                    monitor.log(done, told)
+                else:
+                    monitor.tell(done, told)
             pictured = due(done, config.log.pictures_every, config.steps) or done == start + 1
             if host == 0 and pictured:
                 drawn = pictures.of_batch(batch, output, names, config.data)
@@ -183,7 +190,7 @@ def train(
                     break
 
         prove_last(step, state, sharded, guard, batch, checkpoints)
-    hosts.allow(0)
+    watch.allow(0)
 
     if read_errors.count:
         parallel.say(
@@ -213,7 +220,9 @@ def prove_last(
     batch: Batch,
     checkpoints: checkpoint.Checkpoints,
 ) -> None:
-    """Takes a step more, of which nothing is kept: only a later step proves the last checkpoint.
+    """Takes one step more and keeps nothing of it but whether its numbers are finite.
+
+    A checkpoint counts as good only once a later step has given finite numbers.
 
     Raises:
       BadNumbers: the last weights give numbers that are not finite.

@@ -7,7 +7,7 @@ import pytest
 
 from mixtrain_jax.config import load
 from mixtrain_jax.errors import UserError
-from mixtrain_jax.runtime import hosts, parallel
+from mixtrain_jax.runtime import parallel, watch
 
 AHEAD = """
 import jax, numpy as np
@@ -76,10 +76,10 @@ def test_shard_map_takes_the_steps_of_pmap_bit_by_bit(on_devices):
 
 TWO = """
 import sys
-from mixtrain_jax.runtime import hosts, parallel
+from mixtrain_jax.runtime import parallel, watch
 parallel.start(sys.argv[1], 2, int(sys.argv[2]))
 exec(open(sys.argv[3]).read())
-hosts.finish()
+watch.finish()
 """
 
 
@@ -112,7 +112,7 @@ def test_a_second_run_of_a_program_goes_on_alone(monkeypatch):
     monkeypatch.setattr(parallel, "_on_cloud_tpu", lambda: True)
     monkeypatch.setattr(parallel, "_initialize", lambda **_: pytest.fail("JAX's devices are up"))
     parallel.start()
-    hosts.finish()
+    watch.finish()
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(UserError, match="JAX was used before this run"):
         parallel.start()

@@ -29,8 +29,8 @@ from mixtrain_jax.types import Batch, View
 # What a generator seeded with (seed, place, purpose) is for.
 _NORMAL, _WEAK, _STRONG, _KIND = range(4)
 
-# A job is what to load, in each of one or two ways, and the number of its bucket; loading gives
-# pixels, row (-1: a filler), and the parameters of each view.
+# A job is what to load (a place in training's order for each half, or a row) and the number of its
+# bucket. Loading gives pixels, row (-1: a filler), and the parameters of each view.
 Jobs = Callable[[], Iterator[tuple[Sequence[int], int]]]
 Load = Callable[[int, int], tuple[np.ndarray, int, list[ViewParameters]]]
 
@@ -69,37 +69,36 @@ def train_batches(
     """
     stream = plan.Stream(dataset, seed, data.train, batch_size)
     errors = read_errors or ReadErrors(data.max_bad_share, again=True)
-    switch = first_mixed_step
-    halves = 1 if switch == math.inf else 2
-    if batch_size % (halves * host_count):
+    plain = first_mixed_step == math.inf
+    unit = host_count * (1 if plain else 2)
+    if batch_size % unit:
         raise UserError(
-            f"config.batch_size = {batch_size} must be a multiple of {halves * host_count}: "
-            f"{host_count} hosts{', each with a normal and a mixed half' if halves == 2 else ''}"
+            f"config.batch_size = {batch_size} must be a multiple of {unit}: "
+            f"{host_count} hosts{'' if plain else ', each with a normal and a mixed half'}"
         )
 
     rendered = _Pipelines(dataset, data, stream.buckets, errors)
-    steps = plan.steps(
-        stream, batch_size, switch, start_step
-    )  # one pass for both halves, and past the switch
+    # One pass over the steps for both halves, plain steps and mixed ones.
+    steps = plan.steps(stream, batch_size, first_mixed_step, start_step)
 
-    def pipeline(count: int | None, halves: Mapping[str, int]) -> tf.data.Dataset:
-        """The views of the next `count` steps (None: all), of halves with so many views each."""
-        share = batch_size // len(halves) // host_count
+    def pipeline(count: int | None, views_of: Mapping[str, int]) -> tf.data.Dataset:
+        """The views of the next `count` steps (None: all); `views_of` each half so many."""
+        share = batch_size // len(views_of) // host_count
 
         def jobs() -> Iterator[tuple[Sequence[int], int]]:
             for step in itertools.islice(steps, count):
                 bucket = stream.buckets.index(step.bucket)
-                of_halves = (getattr(step, name) for name in halves)
-                pairs = list(zip(*of_halves, strict=True))
-                for places in pairs[host_index * share : (host_index + 1) * share]:
-                    yield places, bucket
+                halves = (getattr(step, name) for name in views_of)
+                places = list(zip(*halves, strict=True))
+                for place in places[host_index * share : (host_index + 1) * share]:
+                    yield place, bucket
 
-        loads = [functools.partial(_load, stream, dataset, data, errors, n) for n in halves]
-        return rendered.batches(jobs, list(zip(loads, halves.values())), share)
+        loads = [functools.partial(_load, stream, dataset, data, errors, n) for n in views_of]
+        return rendered.batches(jobs, list(zip(loads, views_of.values())), share)
 
     def batches() -> Iterator[Batch]:
-        if start_step < switch:
-            count = None if switch == math.inf else int(switch) - start_step
+        if start_step < first_mixed_step:
+            count = None if plain else int(first_mixed_step) - start_step
             for ((normal,),) in _run(pipeline(count, {"normal": 1}), errors):
                 yield Batch(normal)
         for (normal,), (weak, strong) in _run(pipeline(None, {"normal": 1, "mixed": 2}), errors):
@@ -310,8 +309,8 @@ class _Pipelines:
         image, index = flat[:2]
         place = tf.cast(what % 2**31, tf.int32)
         made = []
-        for places in np.split(np.arange(2, len(flat)), views_each):
-            *sampled, boxes, labels, valid = (flat[place] for place in places)
+        for fields in np.split(np.arange(2, len(flat)), views_each):
+            *sampled, boxes, labels, valid = (flat[number] for number in fields)
             pixels, shown = self._render(image, ViewParameters(*sampled), height, width)
             made.append(
                 {
