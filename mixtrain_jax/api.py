@@ -36,7 +36,7 @@ from mixtrain_jax.runtime import parallel
 from mixtrain_jax.training.folds import audit_split
 from mixtrain_jax.training.run import run
 
-Picture = str | os.PathLike[str] | np.ndarray  # a file, or [height, width, 3] uint8 RGB
+ImageLike = str | os.PathLike[str] | np.ndarray  # a file, or [height, width, 3] uint8 RGB
 Changes = Mapping[str, Any]  # fields of the config by dotted name: {"data.max_boxes": 50}
 
 
@@ -132,14 +132,14 @@ class Detector:
 
     @overload
     def predict(  # type: ignore[overload-overlap] # a str is a file, though a sequence of str
-        self, images: Picture, threshold: float = 0.3
+        self, images: ImageLike, threshold: float = 0.3
     ) -> Found: ...
 
     @overload
-    def predict(self, images: Sequence[Picture], threshold: float = 0.3) -> list[Found]: ...
+    def predict(self, images: Sequence[ImageLike], threshold: float = 0.3) -> list[Found]: ...
 
     def predict(
-        self, images: Picture | Sequence[Picture], threshold: float = 0.3
+        self, images: ImageLike | Sequence[ImageLike], threshold: float = 0.3
     ) -> Found | list[Found]:
         """Detects in an image, or in a list of images.
 
@@ -164,7 +164,7 @@ class Detector:
             return found
         return self._found_in(list(images), self._resolved.eval.batch_size, threshold)
 
-    def _found_in(self, images: list[Picture], batch_size: int, threshold: float) -> list[Found]:
+    def _found_in(self, images: list[ImageLike], batch_size: int, threshold: float) -> list[Found]:
         if not images:
             return []
         for number, each in enumerate(images):

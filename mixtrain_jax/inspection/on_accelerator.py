@@ -18,7 +18,14 @@ FROM_RANDOM = 3.0  # times as long without weights (He et al., Rethinking ImageN
 def choose(
     facts: Facts, machine: Machine, weights: PretrainedWeights | None, batch: int | None
 ) -> plans.Plan:
-    """The largest scale and batch that fit, and remat where nothing else does."""
+    """Chooses the largest scale and batch that fit, and remat where nothing else does.
+
+    Args:
+      facts: of the data set.
+      machine: that is to train.
+      weights: pretrained ones to start from; None: random weights.
+      batch: images per step, where they are asked for.
+    """
     sizes = [images * machine.devices for images in (8, 4, 2)]
     batches = [batch] if batch else [size for size in sizes[:-1] if size <= 32] + sizes[-1:]
     plan = None

@@ -22,7 +22,14 @@ CPU_STEPS = (600, 4000)
 def choose(
     facts: Facts, machine: Machine, weights: PretrainedWeights | None, batch: int | None
 ) -> plans.Plan:
-    """A batch of about 8 images unless another is asked for, and steps for some minutes."""
+    """Chooses a batch of about 8 images unless another is asked for, and steps for some minutes.
+
+    Args:
+      facts: of the data set.
+      machine: that is to train.
+      weights: are not taken, which the recipe says.
+      batch: images per step, where they are asked for.
+    """
     cores = plans.cpu_devices(machine)
     unit = 2 * cores
     told = "as asked; " if batch else ""

@@ -121,12 +121,34 @@ class RoIHead(nn.Module):
     def predict(
         self, stage: int, pyramid: Pyramid, size: Array, boxes: Array
     ) -> tuple[Array, Array]:
-        """Returns one stage's logits and deltas for `boxes` [B, K, 4]."""
+        """Pools features of boxes, and runs one stage's head on them.
+
+        Args:
+          stage: its number, from 0.
+          pyramid: features of B images.
+          size: [B, 2] int32 height and width of the images.
+          boxes: [B, K, 4] in pixels of the images.
+
+        Returns:
+          Logits [B, K, classes + 1], the background last, and deltas [B, K, 4], or [B, K, classes,
+          4] where each class has its own.
+        """
         pooled = roi_align(tuple(pyramid[:4]), boxes, size, strides=STRIDES[:4])
         return getattr(self, f"head{stage}")(pooled)
 
     def refine(self, stage: int, boxes: Array, deltas: Array, labels: Array, size: Array) -> Array:
-        """Decodes each box by the deltas of its label and clips it; no gradient flows through."""
+        """Decodes each box by the deltas of its label and clips it; no gradient flows through.
+
+        Args:
+          stage: whose deltas they are.
+          boxes: [B, K, 4] in pixels of the images.
+          deltas: as `predict` returns them.
+          labels: [B, K] int32.
+          size: [B, 2] int32 height and width of the images.
+
+        Returns:
+          [B, K, 4] in the same pixels.
+        """
         if not self.config.class_agnostic:
             last = self.num_classes - 1
             index = jnp.clip(labels, 0, last)[..., None, None]
@@ -137,7 +159,7 @@ class RoIHead(nn.Module):
         return jax.lax.stop_gradient(refined)
 
     def run_stages(self, pyramid: Pyramid, size: Array, boxes: Array) -> tuple[Array, Array, Array]:
-        """Runs all stages with refinement by the best class in between.
+        """Runs all stages with refinement by the best class in between; arguments of `predict`.
 
         Returns:
           The stages' mean logits [B, K, classes + 1], the last stage's boxes and its deltas.

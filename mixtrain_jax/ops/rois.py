@@ -75,7 +75,18 @@ def locate(
     shapes: Sequence[tuple[int, ...]],
     strides: Sequence[int],
 ) -> Rois:
-    """Chooses the level of each of [B, N, 4] boxes and expresses the box in its cells."""
+    """Chooses the level of each box (FPN, eq. 1), and expresses the box in that level's cells.
+
+    Args:
+      boxes: [B, N, 4] float32 in pixels of the images.
+      size: [B, 2] int32 height and width of the images before padding.
+      origins: row and column of each level in the atlas.
+      shapes: height and width of each level in cells.
+      strides: of the levels, in pixels a cell.
+
+    Returns:
+      B * N RoIs.
+    """
     scale = jnp.sqrt(box_ops.area(boxes)) / FINEST
     level = jnp.clip(jnp.floor(jnp.log2(scale + 1e-6)), 0, len(strides) - 1).astype(jnp.int32)
     image = jnp.broadcast_to(jnp.arange(len(boxes))[:, None], level.shape)

@@ -32,7 +32,12 @@ class BadSteps:
         self._waiting: list[tuple[int, dict[str, Any], Batch]] = []
 
     def check(self, step: int, metrics: dict[str, Any], batch: Batch) -> None:
-        """Looks at the step before this one.
+        """Looks at the step before this one, whose numbers are there by now.
+
+        Args:
+          step: number of the step that was just started.
+          metrics: its metrics, perhaps still being computed.
+          batch: what it trains on, named where its numbers are bad.
 
         Raises:
           BadNumbers: too many bad steps in a row.

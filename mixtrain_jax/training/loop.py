@@ -224,6 +224,14 @@ def prove_last(
 
     A checkpoint counts as good only once a later step has given finite numbers.
 
+    Args:
+      step: the compiled step.
+      state: after the last step.
+      sharded: a batch on the devices, whichever is at hand.
+      guard: has looked at all steps before.
+      batch: the same on the host, named where its numbers are bad.
+      checkpoints: of the run.
+
     Raises:
       BadNumbers: the last weights give numbers that are not finite.
     """

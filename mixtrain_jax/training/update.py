@@ -21,7 +21,7 @@ from mixtrain_jax.models.detector import Detector
 from mixtrain_jax.training import ema
 from mixtrain_jax.types import Array, Batch, Params, SumOverDevices, TrainState
 
-Gradients = Callable[[Batch], tuple[Params, Metrics, TeacherOutput | None]]
+GradientFunction = Callable[[Batch], tuple[Params, Metrics, TeacherOutput | None]]
 
 
 def create_state(optimizer: optax.GradientTransformation, params: Params) -> TrainState:
@@ -40,7 +40,14 @@ def make_step(
     optimizer: optax.GradientTransformation,
     sum_over_devices: SumOverDevices,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Numbers, TeacherOutput | None]]:
-    """Returns `train_step` as a function of state and batch, with what the whole config says."""
+    """Returns `train_step` as a function of state and batch.
+
+    Args:
+      config: the whole config, resolved.
+      model: the detector.
+      optimizer: what `make_optimizer` returned.
+      sum_over_devices: sums arrays over all devices.
+    """
     return partial(
         train_step,
         model=model,
@@ -130,12 +137,20 @@ def _if_good(good: Array, new: Any, old: Any) -> Any:
 
 
 def in_parts(
-    gradients: Gradients, batch: Batch, parts: int
+    gradients: GradientFunction, batch: Batch, parts: int
 ) -> tuple[Params, Metrics, TeacherOutput | None]:
     """Runs `gradients` on a batch, or on equal parts of it one after the other.
 
     Gradients and metrics of the parts are averaged (of shares, both numbers, so that they are those
     of the whole batch); a part needs only its own share of the memory.
+
+    Args:
+      gradients: of a batch or a part of one: gradients, metrics, and what the teacher made of it.
+      batch: [B, ...] arrays; B is a multiple of `parts`.
+      parts: how many; 1: the batch as it is.
+
+    Returns:
+      What `gradients` returns of the whole batch, images in their order.
     """
     if parts == 1:
         return gradients(batch)
