@@ -121,8 +121,8 @@ def test_scores_of_something_else_end_no_run(shapes, tmp_path, monkeypatch, caps
     assert harness.run(before, tmp_path, harness.StopAfter(3)) == STOPPED
     assert harness.run(tiny.get_config(shapes, **changes, eval__images=3), tmp_path) == 0
     said = capsys.readouterr().out
-    assert "1 earlier evaluations do not choose the best checkpoint" in said
-    assert "(config.eval.images: 0 before, 3 now)" in said
+    assert "is the student at scale 64, 64 on the first 3 of " in said
+    assert "1 scores on another val are forgotten" in said
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.scores() == {4: 0.2, 6: 0.25}
 

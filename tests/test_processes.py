@@ -158,6 +158,6 @@ def test_a_slurm_step_joins_its_processes(monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "1(x4)")
     monkeypatch.setenv("SLURM_LOCALID", "0")
-    monkeypatch.setattr(parallel.hosts, "start_watch", lambda: None)
+    monkeypatch.setattr(parallel.watch, "start", lambda: None)
     parallel.start()
     assert [how["cluster_detection_method"] for how in joined] == ["slurm"]

@@ -39,14 +39,12 @@ class Saved:
       resolved: the config that was used.
       origin: the file and flags that `asked` came from.
       labels: what it was trained on, in words with a digest; "" where that was not kept.
-      val_labels: what it was evaluated on, likewise.
     """
 
     asked: ConfigDict
     resolved: FrozenConfigDict
     origin: Origin
     labels: str = ""
-    val_labels: str = ""
 
 
 def save(
@@ -55,7 +53,6 @@ def save(
     resolved: FrozenConfigDict,
     origin: Origin,
     labels: str = "",
-    val_labels: str = "",
 ) -> None:
     """Writes config.json; the file is whole or not there.
 
@@ -66,7 +63,6 @@ def save(
         "asked": {"file": origin.file, "flags": origin.flags, "fields": asked.to_dict()},
         "resolved": resolved.to_dict(),
         "labels": labels,
-        "val_labels": val_labels,
     }
     storage.write_json(epath.Path(workdir) / NAME, content, indent=2)
 
@@ -86,7 +82,6 @@ def read(workdir: epath.PathLike) -> Saved:
             FrozenConfigDict(tuples(_completed(content["resolved"]))),
             Origin(asked["file"], asked["flags"]),
             str(content.get("labels", "")),
-            str(content.get("val_labels", "")),
         )
     except FileNotFoundError as error:
         raise UserError(f"cannot read {path}: {storage.reason(error)}") from error

@@ -49,6 +49,7 @@ class Checkpoints:
       directory: where they are.
       keep: how many good ones are kept.
       proven: checkpoints of steps before this one are good, as a later step gave finite numbers.
+      scored: what scores are on, in words; "" where nobody said.
     """
 
     def __init__(self, workdir: epath.PathLike, keep: int = 2):
@@ -65,7 +66,7 @@ class Checkpoints:
             storage.make_directory(self.directory)
             with hosts.on_first(cleared(self.directory)):
                 self._manager = ocp.CheckpointManager(self.directory, options=options)
-        scores = hosts.from_first("scores", _read_scores(self.directory))
+        scores, self.scored = hosts.from_first("scores", _read_scores(self.directory))
         self._scores = {int(step): ap for step, ap in scores.items()}
 
     def save(self, step: int, state: TrainState, meta: dict[str, Any]) -> None:
@@ -88,35 +89,37 @@ class Checkpoints:
                 told = {**meta, "step": step, "proven": self.proven}
                 self._manager.save(step, args=composite(_parts(state), told))
 
-    def record(self, step: int, metrics: dict[str, Any]) -> None:
+    def record(self, step: int, metrics: dict[str, Any], scored: str = "") -> int:
         """Notes what evaluation found at a saved step; the one with the highest "AP" is kept.
+
+        Args:
+          step: of the checkpoint.
+          metrics: what was found, "AP" among it.
+          scored: on what, in words. Scores on something else are forgotten: none of two is the
+            better one.
+
+        Returns:
+          How many were forgotten.
 
         Raises:
           UserError: the note cannot be written.
         """
-        self._scores[step] = float(metrics["AP"])
+        kept = self.scores(scored)
+        forgotten = len(self._scores) - len(kept)
+        self._scores, self.scored = kept | {step: float(metrics["AP"])}, scored
         self._write_scores()
+        return forgotten
 
     def _write_scores(self) -> None:
         if hosts.index() == 0:
-            storage.write_json(self.directory / "scores.json", self._scores)
-
-    def forget_scores(self, after: int = 0) -> int:
-        """Drops what was found after later steps; returns how many evaluations that were.
-
-        Raises:
-          UserError: the note cannot be written.
-        """
-        kept = {step: ap for step, ap in self._scores.items() if step <= after}
-        dropped = len(self._scores) - len(kept)
-        if dropped:
-            self._scores = kept
-            self._write_scores()
-        return dropped
+            content = {"scored": self.scored, "AP": self._scores}
+            storage.write_json(self.directory / "scores.json", content)
 
     def _forget_after(self, step: int) -> None:
         """Drops what was noted of later steps, which the run will come to anew."""
-        self.forget_scores(step)
+        if any(scored > step for scored in self._scores):
+            self._scores = {s: ap for s, ap in self._scores.items() if s <= step}
+            self._write_scores()
         if hosts.index() == 0 and _noted_as_proven(self.directory) > step:
             storage.delete(self.directory / PROVEN)
 
@@ -133,9 +136,14 @@ class Checkpoints:
         """Whether that was noted of this step; the same answer on all hosts."""
         return bool(hosts.from_first("all proven", _noted_as_proven(self.directory) == step))
 
-    def scores(self) -> dict[int, float]:
-        """AP by step, of the checkpoints that were evaluated."""
-        return dict(self._scores)
+    def scores(self, scored: str = "") -> dict[int, float]:
+        """AP by step, of the checkpoints that were evaluated.
+
+        Args:
+          scored: only scores on this; "": whatever they are on.
+        """
+        same = not (scored and self.scored) or scored == self.scored
+        return dict(self._scores) if same else {}
 
     def newest_step(self) -> int | None:
         """The step of the newest finished checkpoint; None where there is none."""
@@ -363,7 +371,7 @@ def _choose(directory: epath.Path, step: int | str | None) -> int:
     """The step that was asked for by number or as the best."""
     steps = finished_steps(directory)
     if step == "best":
-        scores = {s: ap for s, ap in _read_scores(directory).items() if s in steps}
+        scores = {s: ap for s, ap in _read_scores(directory)[0].items() if s in steps}
         if not scores:
             raise UserError(f"{directory} holds no evaluated checkpoint, so none is the best")
         return max(scores, key=scores.__getitem__)
@@ -376,16 +384,16 @@ def _parts(state: TrainState) -> dict[str, Flat]:
     return {part: named_arrays(part, getattr(state, part)) for part in PARTS}
 
 
-def _read_scores(directory: epath.Path) -> dict[int, float]:
+def _read_scores(directory: epath.Path) -> tuple[dict[int, float], str]:
+    """AP by step, and what it is on; earlier versions wrote the former alone."""
     path = directory / "scores.json"
     try:
-        return {int(step): ap for step, ap in json.loads(storage.read(path)).items()}
+        content = json.loads(storage.read(path))
+        scores = content.get("AP", content)
+        return {int(step): ap for step, ap in scores.items()}, str(content.get("scored", ""))
     except FileNotFoundError:
-        return {}
-    except (ValueError, AttributeError) as error:
-        logging.warning(
-            "%s cannot be read, so the best checkpoint is unknown: %s",
-            path,
-            one_line(error),
-        )
-        return {}
+        return {}, ""
+    except (ValueError, AttributeError, TypeError) as error:
+        reason = one_line(error)
+        logging.warning("%s cannot be read, so the best checkpoint is unknown: %s", path, reason)
+        return {}, ""

@@ -77,7 +77,6 @@ def train(
     }
 
     labels = agreement.labels_of(train_set)
-    val_labels = "" if val_set is None else agreement.labels_of(val_set)
     restart.check(workdir, asked, config, checkpoints.newest_step(), allow_changes, labels)
     fresh = partial(create_state, optimizer)
     shapes = jax.eval_shape(lambda: fresh(detector.init(model, config.seed)))
@@ -95,7 +94,6 @@ def train(
     first, start = (begin(), 0) if restored is None else restored[:2]
     sets = [train_set] if val_set is None else [train_set, val_set]
     agreement.check(config, sets, start, first)
-    restart.forget_other_scores(workdir, config, checkpoints, val_labels)
     state: TrainState = parallel.replicate(first)
     del first, restored  # a whole state on the host
 
@@ -149,7 +147,7 @@ def train(
         if start:
             parallel.say(f"{workdir}: resuming after step {start}")
         if host == 0:
-            saved.save(workdir, asked, config, origin or saved.Origin(), labels, val_labels)
+            saved.save(workdir, asked, config, origin or saved.Origin(), labels)
 
         for done in range(start + 1, config.steps + 1):
             with monitor.waiting():

@@ -11,7 +11,6 @@ from mixtrain_jax.data.input import buckets
 from mixtrain_jax.data.sources.dataset import Dataset
 from mixtrain_jax.errors import UserError
 from mixtrain_jax.runtime import parallel, storage
-from mixtrain_jax.runtime.checkpoint import Checkpoints
 from mixtrain_jax.runtime.orbax_files import finished_steps
 from mixtrain_jax.training.optimizer import make_schedule
 
@@ -74,44 +73,6 @@ def check(
         parallel.say(
             f"  learning rate at step {step + 1}: {rates[0]:.4g} before, {rates[1]:.4g} now"
         )
-
-
-def forget_other_scores(
-    workdir: epath.Path, resolved: FrozenConfigDict, checkpoints: Checkpoints, val_labels: str
-) -> None:
-    """Forgets the scores so far where those to come are of something else, and says so.
-
-    Two val sets, two scales or student and teacher give APs of which none is the better one.
-
-    Args:
-      workdir: directory of the run.
-      resolved: the config as used now.
-      checkpoints: of the run.
-      val_labels: what it is evaluated on, as `agreement.labels_of` says it; "" if on nothing.
-    """
-    if not checkpoints.scores() or not storage.exists(workdir / saved.NAME):
-        return
-    before = saved.read(workdir)
-    then = _scored(before.resolved) | {"val's labels": before.val_labels or val_labels}
-    now = _scored(resolved) | {"val's labels": val_labels or then["val's labels"]}
-    told = [f"{name}: {then[name]} before, {now[name]} now" for name in now]
-    changed = [line for line, name in zip(told, now, strict=True) if then[name] != now[name]]
-    if changed:
-        count = checkpoints.forget_scores()
-        parallel.say(
-            f"{workdir}: {count} earlier evaluations do not choose the best checkpoint or end "
-            f"training any more, as their scores are of something else ({', '.join(changed)})"
-        )
-
-
-def _scored(config: Any) -> dict[str, Any]:
-    """What decides about a score, besides val's labels."""
-    teacher = config.eval.weights == "teacher"
-    return {
-        "config.eval.weights": "teacher" if teacher else "student",
-        "config.eval.images": config.eval.images,
-        "config.data.val.scale": tuple(config.data.val.scale),
-    }
 
 
 def with_chosen_buckets(workdir: epath.Path, asked: ConfigDict, train: Dataset) -> ConfigDict:

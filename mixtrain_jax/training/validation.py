@@ -1,8 +1,10 @@
 """Evaluation during training: when it is due, whose weights it scores, what follows from it."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+from mixtrain_jax.config import agreement
 from mixtrain_jax.data.sources.dataset import Dataset
 from mixtrain_jax.evaluation import coco, detect
 from mixtrain_jax.runtime import parallel
@@ -29,6 +31,13 @@ class Validation:
         self._dataset = dataset
         self._monitor = monitor
         self._checkpoints = checkpoints
+        self._scored = "" if dataset is None else describe(config, dataset)
+        if checkpoints.scores() and not checkpoints.scores(self._scored):
+            parallel.say(
+                f"val was {checkpoints.scored} so far, and is {self._scored} now: earlier scores "
+                "end no training, and with the first new one they choose the best checkpoint no "
+                f"more, which is that of step {best_step(checkpoints.scores())}: copy it to keep it"
+            )
         self._predict = detect.predictor(config.model, config.data, config.eval.dtype)
 
     def due(self, step: int) -> bool:
@@ -36,7 +45,7 @@ class Validation:
         return self._dataset is not None and due(step, self._config.eval.every, self._config.steps)
 
     def missed(self, step: int) -> bool:
-        """Whether the state after `step` was to be scored and was not."""
+        """Whether the state after `step` was to be scored and was not, on whatever."""
         return self.due(step) and step not in self._checkpoints.scores()
 
     def run(self, step: int, state: TrainState) -> None:
@@ -58,7 +67,9 @@ class Validation:
         self._monitor.scalars(step, flat(scores))
         self._monitor.page()
         self._monitor.flush()  # what is recorded is not scored again
-        self._checkpoints.record(step, next(iter(scores.values())))
+        forgotten = self._checkpoints.record(step, next(iter(scores.values())), self._scored)
+        if forgotten:
+            parallel.say(f"{forgotten} scores on another val are forgotten")
 
     def ends_training(self, step: int) -> str:
         """Why training is to end after `step`; empty where it is to go on.
@@ -66,7 +77,7 @@ class Validation:
         It depends on the scores on disk alone, so a run that is started again decides the same.
         """
         patience = self._config.eval.patience
-        scores = self._checkpoints.scores()
+        scores = self._checkpoints.scores(self._scored)
         since = without_gain(scores, step)
         if not patience or since < patience:
             return ""
@@ -77,7 +88,15 @@ class Validation:
         )
 
 
-def best_step(scores: Mapping[int, float], step: int) -> int:
+def describe(config: Any, dataset: Dataset) -> str:
+    """What scores are on, in words: another text is scores of which none is the better one."""
+    which = "the teacher" if config.eval.weights == "teacher" else "the student"
+    long, short = config.data.val.scale
+    part = f"the first {config.eval.images} of " if config.eval.images else ""
+    return f"{which} at scale {long}, {short} on {part}{agreement.labels_of(dataset)}"
+
+
+def best_step(scores: Mapping[int, float], step: float = math.inf) -> int:
     """The first of the steps up to `step` with the highest AP."""
     return max((s for s in sorted(scores) if s <= step), key=scores.__getitem__)
 

@@ -6,7 +6,6 @@ import pytest
 from mixtrain_jax.config import load, saved
 from mixtrain_jax.config.resolve import resolve
 from mixtrain_jax.errors import UserError
-from mixtrain_jax.runtime import checkpoint
 from mixtrain_jax.training import restart
 from tests.config.test_resolve import dataset
 
@@ -63,46 +62,6 @@ def test_other_labels_are_another_run(tmp_path, capsys):
     restart.check(tmp_path, asked, resolved, None, False, now)  # nothing is saved yet
     restart.check(tmp_path, asked, resolved, 600, True, now)
     assert "changed since the last start: its labels: 9 boxes" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("changes", "labels", "told"),
-    [
-        ({}, "val 1", ""),
-        ({"eval.weights": "both"}, "val 1", ""),  # the student's choose
-        ({"eval.batch_size": "4", "seed": "3"}, "val 1", ""),
-        ({"eval.weights": "teacher"}, "val 1", "config.eval.weights: student before, teacher now"),
-        ({"eval.images": "5"}, "val 1", "config.eval.images: 0 before, 5 now"),
-        ({"data.val.scale": "64,64"}, "val 1", "val.scale: (1333, 800) before, (64, 64) now"),
-        ({}, "val 2", "val's labels: val 1 before, val 2 now"),
-        ({}, "", ""),  # no val any more: nothing is scored
-    ],
-)
-def test_scores_of_something_else_are_forgotten(tmp_path, capsys, changes, labels, told):
-    asked = load.load("faster", {"steps": "1000"})
-    saved.save(tmp_path, asked, resolve(asked, classes=3), saved.Origin(), "train", "val 1")
-    now = resolve(load.override_all(asked, changes), classes=3)
-    with checkpoint.Checkpoints(tmp_path) as checkpoints:
-        restart.forget_other_scores(tmp_path, now, checkpoints, "val 2")
-        checkpoints.record(100, {"AP": 0.4})
-        checkpoints.record(200, {"AP": 0.3})
-        assert capsys.readouterr().out == ""  # there was nothing to forget
-        restart.forget_other_scores(tmp_path, now, checkpoints, labels)
-        said = capsys.readouterr().out
-        assert told in said and bool(told) == bool(said)
-        assert checkpoints.scores() == ({} if told else {100: 0.4, 200: 0.3})
-    with checkpoint.Checkpoints(tmp_path) as again:
-        assert again.scores() == ({} if told else {100: 0.4, 200: 0.3})
-
-
-def test_scores_of_a_run_that_kept_no_val_labels_stay(tmp_path):
-    asked = load.load("faster", {"steps": "1000"})
-    resolved = resolve(asked, classes=3)
-    saved.save(tmp_path, asked, resolved, saved.Origin())
-    with checkpoint.Checkpoints(tmp_path) as checkpoints:
-        checkpoints.record(100, {"AP": 0.4})
-        restart.forget_other_scores(tmp_path, resolved, checkpoints, "val 1")
-        assert checkpoints.scores() == {100: 0.4}
 
 
 def test_a_new_schedule_is_told_with_its_rates(run, capsys):
