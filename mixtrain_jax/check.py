@@ -35,11 +35,14 @@ def main(flags: argparse.Namespace) -> int:
     parallel.start()
     output = epath.Path(flags.output)
     begin_with = weights.read(flags.weights)
+    if flags.write:
+        here = machine.look()
+        recipe.check_batch(here, _asked(flags))
     looked = _look(flags.config)
     config, plan = flags.config, None
     if flags.write:  # what is odd depends on how the images are seen
-        here, found = machine.look(), facts.gather(looked, flags.config.data)
-        plan = recipe.choose(found, here, begin_with, _asked(flags, found))
+        found = facts.gather(looked, flags.config.data)
+        plan = recipe.choose(found, here, begin_with, _asked(flags))
         config = plan.config()
     problems = splits.check(looked, config)
     print(report.text(looked, problems))
@@ -52,7 +55,7 @@ def main(flags: argparse.Namespace) -> int:
     print(f"wrote {' and '.join(written)}")
     if plan is not None:
         _write(flags, recipe.text(plan, found, here, flags.write))
-        print(f"train with:\n  {recipe.train_command(here, flags.write)}")
+        print(f"train with:\n  {recipe.train_command(here, flags.write, config.batch_size)}")
     return 0 if report.can_start(problems) else CANNOT_START
 
 
@@ -92,11 +95,13 @@ def _look(config: Any) -> list[Any]:
     return [look(dataset, config.data.workers) for dataset in datasets]
 
 
-def _asked(flags: argparse.Namespace, found: Any) -> dict[str, Any]:
+def _asked(flags: argparse.Namespace) -> dict[str, Any]:
     """The fields set by flags that a recipe takes over: all but those that say where data is."""
     from mixtrain_jax.config import load
+    from mixtrain_jax.inspection import facts
 
-    folder = {f"data.{name}" for name in (*found.fields, "classes", "val_share")}
+    where = facts.where(flags.config.data)
+    folder = {f"data.{name}" for name in (*where, "classes", "val_share")}
     asked = {name: load.get(flags.config, name) for name in flags.origin.flags.keys() - folder}
     if "data.train.scale" in asked:  # which the buckets of a plan were not made for
         asked.setdefault("data.train.buckets", ())

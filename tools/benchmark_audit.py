@@ -331,7 +331,7 @@ def main(flags: argparse.Namespace) -> None:
         return
     ranker = None
     if flags.calibration:
-        ranker = ranking.from_json(text_files.read_json(flags.calibration, "calibration"))
+        ranker = ranking.read(flags.calibration)
     report = {}
     for path, data in dumps.items():
         errors = errors_of(data, flags.fold)

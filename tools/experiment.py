@@ -56,7 +56,12 @@ class Experiment:
         path = self.output / "results" / f"{arm.name}-{seed}.json"
         command = self._told(TRAIN, self.arguments(arm, seed))
         if path.exists():
-            _check_same(path, json.loads(path.read_text())["command"], command)
+            kept = json.loads(path.read_text())
+            _check_same(path, kept["command"], command)
+            if arm.labels == "repaired" and "audit" in kept:
+                _check_same(path, kept["audit"], self._told(AUDIT, self.audit_arguments(seed)))
+            elif arm.labels == "repaired":
+                print(f"{path}: which calibration its audit had is not known", flush=True)
             return
         workdir = self.train(arm, seed)
         asked = load.load(self.suite.recipe_of(arm), self.flags(arm, seed))
@@ -113,8 +118,9 @@ class Experiment:
         """A command as results keep it: without the folders of this machine."""
         command = " ".join(["python -m", module, *arguments])
         root = pathlib.Path(__file__).resolve().parents[1]
-        for folder, name in ((self.output, "OUTPUT"), (self.source, "SOURCE"), (root, ".")):
-            command = command.replace(str(folder), name) if folder else command
+        folders = ((self.output, "OUTPUT"), (self.source, "SOURCE"), (root, "."))
+        for folder, name in sorted(folders, key=lambda pair: -len(str(pair[0]))):
+            command = command.replace(f"{folder}/", f"{name}/")
         return command
 
     def measure(
@@ -170,22 +176,28 @@ class Experiment:
         }
 
     def first(self) -> None:
-        """Trains the detector that all arms of all seeds start from, unless it is there."""
-        workdir = self.output / FIRST
-        steps = str(self.suite.first_steps)
-        if not (workdir / "checkpoints" / steps).exists():
-            file, images = labels.objects(self.output / "first", train=self.suite.first)
-            print(f"training the first weights in {workdir}", flush=True)
-            flags = {
-                **self.suite.settings,
-                "steps": steps,
-                "data.train.annotations": str(file),
-                "data.train.images": str(images),
-                "data.val.annotations": "",
-                "data.val.images": "",
-            }
-            own = [f"--config.{name}={value}" for name, value in flags.items()]
-            self._run(TRAIN, ["--config=cells:plain", *own, f"--workdir={workdir}"], "first")
+        """Trains the detector that all arms of all seeds start from, unless it is there.
+
+        Raises:
+          UserError: it is there, and was trained by other settings.
+        """
+        workdir, steps = self.output / FIRST, str(self.suite.first_steps)
+        folder = self.output / "first"
+        flags = {
+            **self.suite.settings,
+            "steps": steps,
+            "data.train.annotations": str(folder / "objects.json"),
+            "data.train.images": str(folder / "train"),
+            "data.val.annotations": "",
+            "data.val.images": "",
+        }
+        if (workdir / "checkpoints" / steps).exists():
+            _check_trained_by(workdir, load.load("cells:plain", flags))
+            return
+        labels.objects(folder, train=self.suite.first)
+        print(f"training the first weights in {workdir}", flush=True)
+        own = [f"--config.{name}={value}" for name, value in flags.items()]
+        self._run(TRAIN, ["--config=cells:plain", *own, f"--workdir={workdir}"], "first")
 
     def labels(self, seed: int) -> Files:
         """The label files of a seed, written when first asked for."""
@@ -254,8 +266,8 @@ class Experiment:
 
 def _check_same(path: pathlib.Path, before: str, now: str) -> None:
     """Raises UserError if kept figures are of another command than would be run now."""
-    if before != now:
-        differ = sorted(set(before.split()) ^ set(now.split()))
+    differ = sorted(set(before.split()) ^ set(now.split()))
+    if differ:
         raise UserError(
             f"{path} is of other settings ({', '.join(differ[:4])}): move it away, or choose "
             "another --output"
@@ -263,12 +275,18 @@ def _check_same(path: pathlib.Path, before: str, now: str) -> None:
 
 
 def _check_trained_by(workdir: pathlib.Path, asked: ConfigDict) -> None:
-    """Raises UserError if a run was trained by other settings; folders may have other names."""
+    """Raises UserError if a run was trained by other settings.
+
+    Folders may have other names; fields that the package no longer has, and `start_share` beside
+    `start_step`, decide nothing.
+    """
     before = saved.read(storage.absolute(str(workdir))).asked
+    known = {name for name, field in schema.fields() if field.kind != schema.FREE}
+    known.discard(f"{METHOD}.start_share")
     found = [
         each
         for each in differences(before, asked)
-        if each.kind != schema.FREE and not each.name.endswith((".annotations", ".images", "_from"))
+        if each.name in known and not each.name.endswith((".annotations", ".images", "_from"))
     ]
     if found:
         raise UserError(

@@ -29,6 +29,12 @@ from mixtrain_jax.errors import UserError
 
 OUTCOMES = ("right", "class", "place", "spurious", "duplicate")  # of a human box
 LEVELS = ("detections", "ratings", "views")  # how much is known; each has weights of its own
+# Of each level's weights, of human boxes and of missing ones: features and an intercept, outcomes.
+SHAPES = {
+    "detections": ((10, 5), (7, 2)),
+    "ratings": ((18, 5), (7, 2)),
+    "views": ((21, 5), (9, 2)),
+}
 EDGE = 0.005  # probabilities are kept this far from 0 and 1 before their log-odds are taken
 SHARES = (0.0005, 0.95)  # what an estimated share of wrong boxes can be
 
@@ -230,11 +236,21 @@ def read(path: str) -> dict[str, tuple[Model, Model]]:
     values = text_files.read_json(path, "calibration")
     try:
         models = from_json(values)
-        models = {level: models[level] for level in LEVELS}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{path} is no calibration; tools/benchmark_audit.py --fit writes one"
         ) from error
+    for level in LEVELS:
+        if level not in models:
+            raise UserError(
+                f"{path} has no models for {level}: fit it on dumps that hold these (audit --dump)"
+            )
+        shapes = tuple(model.weights.shape for model in models[level])
+        if shapes != SHAPES[level]:
+            raise UserError(
+                f"{path}: its models for {level} are for other evidence ({shapes} and not "
+                f"{SHAPES[level]} weights): fit it anew with this version"
+            )
     return models
 
 

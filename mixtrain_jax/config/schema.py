@@ -226,7 +226,9 @@ MIXTRAINING: Group = {
         "view whose human boxes the teacher rates; strong: mapped back, as released",
         one_of("weak", "strong"),
     ),
-    "gt_score_threshold": Field(0.9, "human boxes rated at or below it are too hard", _SHARE),
+    "gt_score_threshold": Field(
+        0.9, "human boxes rated at or below it are too hard; 0: none is", _SHARE
+    ),
     "pseudo_score_threshold": Field(0.9, "teacher's detections above it are pseudo boxes", _SHARE),
     "replace_score_threshold": Field(
         1.0, "beyond the paper: < 1 keeps human boxes rated above it from being replaced", _SHARE
@@ -238,7 +240,7 @@ MIXTRAINING: Group = {
     "mend_normal": Field(False, "beyond the paper: mixed targets for the normal half too"),
     "normal_gt_score_threshold": Field(
         0.0,
-        "with mend_normal and mixed_augmentation: those rated at or below it are left out there",
+        "with mend_normal and mixed_augmentation: the same there; 0: none is left out",
         _SHARE,
     ),
     "soften_normal": Field(

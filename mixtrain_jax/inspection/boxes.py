@@ -179,8 +179,7 @@ def _odd_shapes(data: Table) -> list[Problem]:
 
 def _unseen(data: Table, scale: tuple[int, int], rpn: Any) -> list[Problem]:
     """Objects that are too small or too unlike all anchors at the scale images are seen at."""
-    factor = resized(data.sizes, *scale) / data.sizes  # of height and width
-    sides = (data.boxes[:, 2:] - data.boxes[:, :2]) * factor[data.rows][:, ::-1]
+    sides = seen(data.boxes[:, 2:] - data.boxes[:, :2], data.rows, data.sizes, scale)
     small = sides.max(axis=1) < STRIDES[0]
     ious = best_ious(sides, rpn.anchor_scale, rpn.anchor_ratios)
     unmatched = ~small & (ious < rpn.negative_iou)
@@ -204,6 +203,21 @@ def _unseen(data: Table, scale: tuple[int, int], rpn: Any) -> list[Problem]:
     ]
 
 
+def seen(
+    sides: np.ndarray, rows: np.ndarray, sizes: np.ndarray, scale: tuple[int, int]
+) -> np.ndarray:
+    """[M, 2] width and height of objects in pixels of views.
+
+    Args:
+      sides: [M, 2] width and height in pixels of their images.
+      rows: [M] the image of each.
+      sizes: [N, 2] height and width of the images.
+      scale: longest long side and short side of the views.
+    """
+    factor = resized(sizes, *scale) / sizes  # of height and width
+    return sides * factor[rows][:, ::-1]
+
+
 def _too_many(data: Table, model: Any) -> list[Problem]:
     """Images with more objects than the detector can find in one."""
     name, most = min(
@@ -224,10 +238,10 @@ def _too_many(data: Table, model: Any) -> list[Problem]:
 
 def best_ious(sides: np.ndarray, anchor_scale: float, ratios: Sequence[float]) -> np.ndarray:
     """[M] the IoU of boxes [M, 2] (width, height) with the best anchor of the same centre."""
-    best = np.zeros(len(sides))
+    best, area = np.zeros(len(sides)), sides.prod(axis=1)
     for stride in STRIDES:
         level = anchors.pyramid_anchors(((1, 1),), (stride,), anchor_scale, tuple(ratios))
         for wide, high in (level[:, 2:] - level[:, :2]).tolist():
             both = np.minimum(sides[:, 0], wide) * np.minimum(sides[:, 1], high)
-            best = np.maximum(best, both / (sides.prod(axis=1) + wide * high - both))
+            best = np.maximum(best, both / (area + wide * high - both))
     return best

@@ -16,7 +16,7 @@ FROM_RANDOM = 3.0  # times as long without weights (He et al., Rethinking ImageN
 
 
 def choose(
-    facts: Facts, machine: Machine, weights: PretrainedWeights | None, batch: int | None
+    facts: Facts, machine: Machine, weights: PretrainedWeights | None, asked: plans.Asked
 ) -> plans.Plan:
     """Chooses the largest scale and batch that fit, and remat where nothing else does.
 
@@ -24,14 +24,18 @@ def choose(
       facts: of the data set.
       machine: that is to train.
       weights: pretrained ones to start from; None: random weights.
-      batch: images per step, where they are asked for.
+      asked: fields that were set by flags: length and rate are for an asked batch.
     """
+    batch = asked.get("batch_size")
     sizes = [images * machine.devices for images in (8, 4, 2)]
     batches = [batch] if batch else [size for size in sizes[:-1] if size <= 32] + sizes[-1:]
     plan = None
     for share in (1.0, 0.8, 0.6, 0.4):
+        anchors = _anchors(facts, weights, (round(1333 * share), round(800 * share)), asked)
+        found = [*anchors, *plans.room(facts, recipes.base().model, asked)]
         for size, remat in [*((size, False) for size in batches), (batches[-1], True)]:
-            plan = _big(facts, machine, weights, share, size, remat, _fits(machine, batch))
+            told = _fits(machine, batch)
+            plan = _big(facts, machine, weights, share, size, remat, told, found)
             if machine.memory is None or _takes(plan, facts, machine) <= ROOM * machine.memory:
                 return plan
     assert plan is not None
@@ -67,6 +71,7 @@ def _big(
     batch: int,
     remat: bool,
     fits: str,
+    found: list[plans.Line],
 ) -> plans.Plan:
     short, long = round(800 * share), round(1333 * share)
     low, high = round(480 * share), short
@@ -85,11 +90,7 @@ def _big(
             plans.Line("data.train.buckets", (), "sizes to pad to are chosen for these images"),
             plans.max_boxes(facts),
         ],
-        "The detector": [
-            *_big_detector(weights, remat),
-            *_anchors(facts, weights, (long, short)),
-            *plans.room(facts, recipes.base().model),
-        ],
+        "The detector": [*_big_detector(weights, remat), *found],
         "Training": [
             plans.Line("batch_size", batch, f"{batch / machine.devices:g} a device; {fits}"),
             plans.Line("epochs", epochs, f"{steps} steps" + _price(weights)),
@@ -159,7 +160,7 @@ def _big_detector(weights: PretrainedWeights | None, remat: bool) -> list[plans.
 
 
 def _anchors(
-    facts: Facts, weights: PretrainedWeights | None, scale: tuple[int, int]
+    facts: Facts, weights: PretrainedWeights | None, scale: tuple[int, int], asked: plans.Asked
 ) -> list[plans.Line]:
     """Those that the weights have seen, or others where these reach clearly more objects."""
     rpn = recipes.base().model.rpn
@@ -170,7 +171,7 @@ def _anchors(
         rpn.anchor_ratios = own["anchor_ratios"]
         lines.append(plans.Line("model.rpn.anchor_ratios", rpn.anchor_ratios, reason))
     usual = own.get("anchor_scale", rpn.anchor_scale)
-    chosen, other = plans.anchor_scale(facts, scale, rpn, usual)
+    chosen, other = plans.anchor_scale(facts, scale, rpn, usual, asked)
     if chosen != rpn.anchor_scale:
         lines.append(plans.Line("model.rpn.anchor_scale", chosen, other or reason))
     return lines

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from mixtrain_jax.config import recipes
-from mixtrain_jax.inspection import plans
+from mixtrain_jax.inspection import boxes, plans
 from mixtrain_jax.inspection.facts import Facts
 from mixtrain_jax.inspection.weights import PretrainedWeights
 from mixtrain_jax.runtime.machine import Machine
@@ -20,7 +20,7 @@ CPU_STEPS = (600, 4000)
 
 
 def choose(
-    facts: Facts, machine: Machine, weights: PretrainedWeights | None, batch: int | None
+    facts: Facts, machine: Machine, weights: PretrainedWeights | None, asked: plans.Asked
 ) -> plans.Plan:
     """Chooses a batch of about 8 images unless another is asked for, and steps for some minutes.
 
@@ -28,12 +28,12 @@ def choose(
       facts: of the data set.
       machine: that is to train.
       weights: are not taken, which the recipe says.
-      batch: images per step, where they are asked for.
+      asked: fields that were set by flags: length and rate are for an asked batch.
     """
-    cores = plans.cpu_devices(machine)
+    cores = plans.cpu_devices(machine, asked.get("batch_size"))
     unit = 2 * cores
-    told = "as asked; " if batch else ""
-    batch = batch or unit * max(1, 8 // unit)
+    told = "as asked; " if "batch_size" in asked else ""
+    batch = asked.get("batch_size", unit * max(1, 8 // unit))
     short, long = _cpu_scale(facts)
     buckets = _cpu_buckets(facts, short, long)
     pixels = buckets[0][0] * buckets[0][1]
@@ -48,10 +48,11 @@ def choose(
     unused = ["--weights are left out: the small network takes none"] if weights else []
     model = recipes.base().model
     recipes.small_detector(model)
-    sides = np.sqrt(plans.seen(facts, (long, short)).prod(axis=1))
+    seen_at = asked.get("data.val.scale", (long, short))
+    sides = np.sqrt(boxes.seen(facts.sides, facts.rows, facts.sizes, seen_at).prod(axis=1))
     smallest = float(np.quantile(sides, 0.05)) if len(sides) else 32.0
     usual = 4.0 if smallest < 40 else 8.0
-    anchors, other = plans.anchor_scale(facts, (long, short), model.rpn, usual)
+    anchors, other = plans.anchor_scale(facts, seen_at, model.rpn, usual, asked)
     plan = {
         "Where the data is": plans.where_it_is(facts),
         "What the network sees": [
@@ -84,7 +85,7 @@ def choose(
                 anchors,
                 other or f"one object in twenty is below {smallest:.0f} pixels at this scale",
             ),
-            *plans.room(facts, model),
+            *plans.room(facts, model, asked),
         ],
         "Training": [
             plans.Line(

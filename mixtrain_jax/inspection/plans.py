@@ -2,19 +2,19 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from mixtrain_jax.config import recipes
-from mixtrain_jax.data.views.geometry import resized
 from mixtrain_jax.inspection import boxes
 from mixtrain_jax.inspection.facts import Facts
 from mixtrain_jax.models.rpn import STRIDES
 from mixtrain_jax.runtime.machine import Machine
 
+Asked = Mapping[str, Any]  # fields set by flags: their dotted names and values
 GAIN = 0.01  # other anchors than usual are for so much more of the objects
 
 
@@ -58,9 +58,17 @@ class Plan:
         return config
 
 
-def cpu_devices(machine: Machine) -> int:
-    """As many devices as a CPU is to be: one for each of its cores, four at most."""
-    return min(4, machine.cores)
+def cpu_devices(machine: Machine, batch: int | None = None) -> int:
+    """As many devices as a CPU is to be: one for each of its cores, four at most.
+
+    Args:
+      machine: with a CPU.
+      batch: images per step, which devices share in equal halves; None: it follows them.
+    """
+    most = min(4, machine.cores)
+    if batch is None:
+        return most
+    return max(count for count in range(1, most + 1) if count == 1 or batch % (2 * count) == 0)
 
 
 def where_it_is(facts: Facts) -> list[Line]:
@@ -99,14 +107,15 @@ def max_boxes(facts: Facts) -> Line:
     return Line("data.max_boxes", chosen, f"the fullest image has {most}{more}")
 
 
-def room(facts: Facts, model: ConfigDict) -> list[Line]:
+def room(facts: Facts, model: ConfigDict, asked: Asked) -> list[Line]:
     """Room to find as many objects as an image may have boxes, where a model has less.
 
     Args:
       facts: of the data set.
       model: `config.model` before.
+      asked: fields that were set by flags.
     """
-    most = max_boxes(facts).value
+    most = asked.get("data.max_boxes", max_boxes(facts).value)
     wanted = (
         ("rpn", "test_candidates", 2 * most, "of a level; twice as many as the most boxes"),
         ("rpn", "test_proposals", 2 * most, "twice as many as the most boxes of an image"),
@@ -120,36 +129,28 @@ def room(facts: Facts, model: ConfigDict) -> list[Line]:
     ]
 
 
-def seen(facts: Facts, scale: tuple[int, int]) -> np.ndarray:
-    """[M, 2] width and height of the objects in pixels of views.
-
-    Args:
-      facts: of the data set.
-      scale: longest long side and short side of the views.
-    """
-    factor = resized(facts.sizes, *scale) / facts.sizes  # of height and width
-    return facts.sides * factor[facts.rows][:, ::-1]
-
-
 def anchor_scale(
-    facts: Facts, scale: tuple[int, int], rpn: ConfigDict, usual: float
+    facts: Facts, scale: tuple[int, int], rpn: ConfigDict, usual: float, asked: Asked
 ) -> tuple[float, str]:
     """The size of the anchors: the usual, unless others clearly reach more objects.
 
     Args:
       facts: of the data set.
-      scale: longest long side and short side that images are seen at.
+      scale: longest long side and short side that val images are seen at.
       rpn: `config.model.rpn`; its ratios and limit are used.
       usual: `config.model.rpn.anchor_scale` where it suits.
+      asked: fields that were set by flags, which win: a scale of val, ratios.
 
     Returns:
       it, and why it is not the usual; "" where it is.
     """
-    sides = seen(facts, scale)
+    scale = asked.get("data.val.scale", scale)
+    ratios = asked.get("model.rpn.anchor_ratios", rpn.anchor_ratios)
+    sides = boxes.seen(facts.sides, facts.rows, facts.sizes, scale)
     sides = sides[sides.max(axis=1) >= STRIDES[0]]  # smaller ones are hardly learned in any case
     reached = {}
     for size in (usual, usual / 2, usual / 4, usual * 2):
-        ious = boxes.best_ious(sides, size, rpn.anchor_ratios)
+        ious = boxes.best_ious(sides, size, ratios)
         reached[size] = float((ious >= rpn.negative_iou).mean()) if len(sides) else 1.0
     best = max(reached, key=reached.__getitem__)
     if reached[best] - reached[usual] < GAIN:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mixtrain_jax.config.resolve import check_batch_size
 from mixtrain_jax.inspection import on_accelerator, on_cpu
 from mixtrain_jax.inspection.facts import Facts
 from mixtrain_jax.inspection.plans import Line, Plan, cpu_devices
@@ -34,7 +35,7 @@ def text(plan: Plan, facts: Facts, machine: Machine, path: str) -> str:
     heights, widths = facts.sizes[:, 0], facts.sizes[:, 1]
     parts = [
         f'"""A detector of {_listed(facts.classes)}, for {_named(machine)}.\n',
-        train_command(machine, path),
+        train_command(machine, path, plan.config().batch_size),
         "",
         *_wrapped(
             f"Chosen by mixtrain_jax.check for {facts.images} images to train on, "
@@ -54,10 +55,19 @@ def text(plan: Plan, facts: Facts, machine: Machine, path: str) -> str:
     return "\n".join([*parts, "", "    return recipes.variants(config, argument)", ""])
 
 
-def train_command(machine: Machine, path: str) -> str:
-    """The command that trains by a recipe; a CPU's cores are as many devices, up to four."""
+def check_batch(machine: Machine, asked: Mapping[str, Any]) -> None:
+    """Raises UserError for a batch that the devices of the machine cannot share."""
+    if "batch_size" in asked:
+        batch = asked["batch_size"]
+        cpu = machine.platform == "cpu"
+        devices = cpu_devices(machine, batch) if cpu else machine.devices
+        check_batch_size("batch_size", batch, devices, 2)
+
+
+def train_command(machine: Machine, path: str, batch: int | None = None) -> str:
+    """The command that trains by a recipe, on a CPU with the devices that share its batch."""
     name = pathlib.PurePath(path).stem
-    count = cpu_devices(machine)
+    count = cpu_devices(machine, batch)
     devices = f"JAX_NUM_CPU_DEVICES={count} " if machine.platform == "cpu" and count > 1 else ""
     config, workdir = map(shlex.quote, (f"--config={path}", f"--workdir=runs/{name}"))
     return f"{devices}python -m mixtrain_jax.train {config} {workdir}"
@@ -69,7 +79,7 @@ def choose(
     weights: PretrainedWeights | None,
     asked: Mapping[str, Any] = MappingProxyType({}),
 ) -> Plan:
-    """Chooses every value of a recipe; rate and length are for the batch that is asked for.
+    """Chooses every value of a recipe: what is asked for wins, and the rest suits it.
 
     Args:
       facts: of the data set.
@@ -78,7 +88,7 @@ def choose(
       asked: fields that were set on the command line, which win.
     """
     by_machine = on_cpu if machine.platform == "cpu" else on_accelerator
-    plan = by_machine.choose(facts, machine, weights, asked.get("batch_size"))
+    plan = by_machine.choose(facts, machine, weights, asked)
     by_hand = [Line(n, value, "") for n, value in sorted(asked.items()) if n != "batch_size"]
     return Plan(plan.groups | {"As asked": by_hand}) if by_hand else plan
 

@@ -53,9 +53,12 @@ def read(source: str) -> PretrainedWeights | None:
     backbone, config = backbone_of(source, params), meta.get("config")
     if not config:
         return PretrainedWeights(source, backbone)
-    told = {n: v for n, v in config["model"]["backbone"].items() if n not in OF_TRAINING}
-    pixels = {n: config["data"][n] for n in PIXELS}
-    anchors = {n: config["model"]["rpn"][n] for n in ANCHORS}
+    model, data = config.get("model", {}), config.get("data", {})
+    own = model.get("backbone", backbone)
+    told = {name: value for name, value in own.items() if name not in OF_TRAINING}
+    pixels = {name: data[name] for name in PIXELS if name in data}
+    rpn = model.get("rpn", {})
+    anchors = {name: rpn[name] for name in ANCHORS if name in rpn}
     return PretrainedWeights(source, load.tuples(told), load.tuples(pixels), load.tuples(anchors))
 
 

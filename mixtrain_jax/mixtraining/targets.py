@@ -41,7 +41,7 @@ def human_boxes(view: View) -> Targets:
 
 
 def combine(
-    human: Targets, ratings: Array, pseudo: Targets, config: Any, hard: Array | float
+    human: Targets, ratings: Array, pseudo: Targets, config: Any, hard: Array | float | None
 ) -> tuple[Targets, BoxAssignment]:
     """Joins human and pseudo boxes into the targets of a view.
 
@@ -50,14 +50,14 @@ def combine(
       ratings: [B, N] float32, the teacher's probability of each human box's class.
       pseudo: P pseudo boxes per image, in pixels of the view.
       config: `config.mixtraining`.
-      hard: rating at or below which a human box is left out.
+      hard: rating at or below which a human box is left out; None: none is.
 
     Returns:
       Targets with N + P slots, human boxes first, and what became of every box.
     """
     easy = human.valid
-    if config.mixed_augmentation and not (isinstance(hard, float) and hard == 0):
-        easy &= ratings > hard  # at 0 none is left out, not even one whose rating is rounded to 0
+    if config.mixed_augmentation and hard is not None:
+        easy &= ratings > hard
     overlaps = box_ops.iou(human.boxes, pseudo.boxes) > config.iou_threshold
     overlaps &= human.valid[..., :, None] & pseudo.valid[..., None, :]
     # All of them at 1, as in the paper; a box that is left out is doubted at any.

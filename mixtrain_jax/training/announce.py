@@ -128,11 +128,13 @@ def without_effect(method: Any) -> None:
     """Warns of fields of `config.mixtraining` that do nothing beside the others."""
     if not method.enabled:
         return
-    least = method.gt_score_threshold if method.mixed_augmentation else 0
+    limits = [method.gt_score_threshold]
+    limits += [method.normal_gt_score_threshold] if method.mend_normal else []
+    least = min(limits) if method.mixed_augmentation else 0
     searched = method.must_agree or method.auto_agreement or method.auto_count
     doubts = {
-        f"replace_score_threshold = {method.replace_score_threshold:g} is not above "
-        f"gt_score_threshold = {least:g}: no box that stays is replaced": (
+        f"replace_score_threshold = {method.replace_score_threshold:g} is not above {least:g}, the "
+        "rating at which boxes are left out: no box that stays is replaced": (
             method.replace_boxes
             and not method.auto_share
             and method.replace_score_threshold <= least

@@ -1,4 +1,5 @@
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -120,6 +121,20 @@ def test_a_file_that_is_no_calibration_is_one_line(tmp_path, text):
     path.write_text(text)
     with pytest.raises(UserError, match=r"own.json.* (no calibration|not a JSON)"):
         ranking.read(str(path))
+
+
+def test_a_calibration_for_other_evidence_is_one_line(tmp_path):
+    file = pathlib.Path(ranking.__file__).with_name("calibration.json")
+    path = tmp_path / "own.json"
+    for change, message in (
+        (lambda levels: levels.pop("views"), "has no models for views"),
+        (lambda levels: levels["ratings"][0]["weights"].pop(), "for ratings are for other evid"),
+    ):
+        values = json.loads(file.read_text())
+        change(values["levels"])
+        path.write_text(json.dumps(values))
+        with pytest.raises(UserError, match=message):
+            ranking.read(str(path))
 
 
 def test_the_package_ships_models_that_fit_the_features():

@@ -9,7 +9,8 @@ import pytest
 
 from mixtrain_jax.config import load as configs
 from mixtrain_jax.config.resolve import resolve
-from mixtrain_jax.inspection import boxes, memory_estimate, plans, recipe, weights
+from mixtrain_jax.errors import UserError
+from mixtrain_jax.inspection import boxes, memory_estimate, recipe, weights
 from mixtrain_jax.inspection.facts import Facts
 from mixtrain_jax.inspection.weights import PretrainedWeights
 from mixtrain_jax.models import detector
@@ -225,8 +226,9 @@ def test_anchors_are_those_of_the_weights_unless_others_reach_more(tmp_path):
 
 def test_views_of_objects_are_as_long_sides_allow():
     wide = facts(size=(100, 1000), sides=(0.5, 0.5))  # 50 pixels
-    np.testing.assert_allclose(plans.seen(wide, (500, 200)), 25)
-    np.testing.assert_allclose(plans.seen(wide, (4000, 200)), 100)
+    for scale, side in (((500, 200), 25), ((4000, 200), 100)):
+        seen = boxes.seen(wide.sides, wide.rows, wide.sizes, scale)
+        np.testing.assert_allclose(seen, side)
 
 
 @pytest.mark.parametrize("machine", [CPU, GPU])
@@ -252,3 +254,32 @@ def test_rate_and_length_are_of_the_batch_that_is_asked_for(tmp_path, machine):
     assert config.epochs == (usual.epochs if machine is GPU else 600 * batch / 2000)
     (line,) = [line for line in plan.lines() if line.name == "batch_size"]
     assert "as asked" in line.reason
+
+
+def test_anchors_suit_the_scale_and_ratios_that_are_asked_for():
+    """At twice the scale the usual ones reach what they do not at the recipe's own."""
+    tiny = facts(sides=SMALL)
+    for asked, scale in (
+        ({}, 4.0),
+        ({"data.val.scale": (2666, 1600)}, 8.0),
+        ({"model.rpn.anchor_ratios": (9.0,)}, 8.0),  # no size reaches anything
+    ):
+        config = recipe.choose(tiny, GPU, None, asked).config()
+        assert config.model.rpn.anchor_scale == scale
+    assert recipe.choose(facts(), GPU, None, {"data.max_boxes": 150}).config().model.roi_head[
+        "detections"
+    ] == 150  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("machine", "batch", "devices"),
+    [(CPU, 6, 1), (CPU, 8, 2), (CPU, 3, None), (GPU, 16, 4), (GPU, 6, None), (GPU, 1, None)],
+)
+def test_a_batch_that_devices_cannot_share_is_refused(machine, batch, devices):
+    if devices is None:
+        with pytest.raises(UserError, match=f"config.batch_size is {batch}: make it a multiple"):
+            recipe.check_batch(machine, {"batch_size": batch})
+        return
+    recipe.check_batch(machine, {"batch_size": batch})
+    command = recipe.train_command(machine, "mine.py", batch)
+    assert ("JAX_NUM_CPU_DEVICES=2" in command) == (machine is CPU and devices == 2)

@@ -83,6 +83,24 @@ def test_a_killed_copy_of_the_common_part_is_made_again(output, tmp_path):
     assert (tmp_path / "runs" / "missing_only-0" / "checkpoints" / "2" / "student").is_dir()
 
 
+def test_runs_of_earlier_versions_of_the_package_are_taken(tmp_path):
+    """They lack fields, or have some that there are no more."""
+    asked = load.load("cells", {"mixtraining.start_step": "400", "steps": "900"})
+    saved.save(tmp_path, asked, resolve(asked, classes=6), saved.Origin())
+    content = json.loads((tmp_path / saved.NAME).read_text())
+    method = content["asked"]["fields"]["mixtraining"]
+    del method["start_share"]
+    method["auto_rating"] = False
+    (tmp_path / saved.NAME).write_text(json.dumps(content))
+    experiment._check_trained_by(tmp_path, asked)
+
+
+def test_folders_are_told_by_name_alone(tmp_path):
+    made = experiment.Experiment(suites.SUITES["quick"], tmp_path / "x_data", tmp_path / "x")
+    told = made._told("train", [f"--config.a={tmp_path}/x_data/b", f"--config.c={tmp_path}/x/d"])
+    assert told == "python -m train --config.a=SOURCE/b --config.c=OUTPUT/d"
+
+
 def stood_in(made, monkeypatch, steps=("1200", "2400")):
     """Has an experiment only write down what it would run; returns these (module, name, flags)."""
     ran = []
@@ -201,7 +219,12 @@ def test_repaired_labels_are_audited_once_for_each_calibration(tmp_path, monkeyp
     noisy = tmp_path / "labels-0" / "noisy.json"
     assert f"--config.data.train.annotations={noisy}" in ran[0][2] and "--folds=2" in ran[0][2]
     assert not any("clean" in argument for argument in ran[0][2])
+    monkeypatch.setattr(made, "measure", lambda *_: {"student": dict.fromkeys(tables.SCORES, 0.0)})
+    made.run(suites.REPAIRED, 0)
     made.suite = suite._replace(calibration="other.json")
+    with pytest.raises(UserError, match=r"repaired_labels-0.json is of other settings .*other.js"):
+        made.run(suites.REPAIRED, 0)
+    del ran[3:]
     made.train(suites.REPAIRED, 0)
     assert ran[3][0] == experiment.AUDIT and "--calibration=other.json" in ran[3][2]
 
@@ -222,6 +245,9 @@ def test_all_arms_start_from_the_same_weights_of_other_images(tmp_path, monkeypa
         for arm in (suites.PLAIN, suites.FULL_AUTO):
             made.train(arm, seed)
     (module, name, arguments), *arms = ran
+    made.suite = suite._replace(first_steps=1200, settings=suite.settings | {"seed": "7"})
+    with pytest.raises(UserError, match=r"first was trained by other settings .*config.seed"):
+        made.first()
     assert (module, name) == (experiment.TRAIN, "first")
     assert [name for _, name, _ in arms] == ["plain-0", "full_auto-0", "plain-1", "full_auto-1"]
     first = f"--config.init_from={tmp_path / 'runs' / 'first'}"

@@ -67,7 +67,15 @@ def test_a_val_scale_outside_of_trainings_is_a_warning(warnings):
     ("fields", "told"),
     [
         ({}, ""),
-        ({"replace_score_threshold": 0.5}, "replace_score_threshold = 0.5 is not above gt_score"),
+        (
+            {"replace_score_threshold": 0.5},
+            "replace_score_threshold = 0.5 is not above 0.9, the",
+        ),
+        ({"replace_score_threshold": 0.5, "mend_normal": True}, ""),
+        (
+            {"replace_score_threshold": 0.5, "mend_normal": True, "normal_gt_score_threshold": 0.5},
+            "is not above 0.5",
+        ),
         ({"replace_score_threshold": 0.5, "gt_score_threshold": 0.4}, ""),
         ({"replace_score_threshold": 0.5, "mixed_augmentation": False}, ""),
         ({"replace_score_threshold": 0.5, "auto_share": True}, ""),

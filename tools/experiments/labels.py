@@ -69,14 +69,17 @@ def damaged_cells(source: pathlib.Path | None, output: pathlib.Path, seed: int) 
 
     The held-out labels are those of `cells`: a threshold chosen there says nothing here.
     """
-    files = _cells(source, output, every=False)
+    files = _cells(source, output, every=False, noisy="people")
     damaged, said = plant(json.loads(files.clean.read_text()), "errors", PLANTED, seed)
-    print(f"{files.noisy}: {said}", flush=True)
-    _save(files.noisy, damaged)
-    return files
+    noisy = output / "noisy.json"
+    print(f"{noisy}: {said}", flush=True)
+    _save(noisy, damaged)
+    return files._replace(noisy=noisy)
 
 
-def _cells(source: pathlib.Path | None, output: pathlib.Path, every: bool) -> Files:
+def _cells(
+    source: pathlib.Path | None, output: pathlib.Path, every: bool, noisy: str = "noisy"
+) -> Files:
     if source is None:
         raise UserError("--source: name the folder with bccd, txl, train.txt and val.txt")
     output.mkdir(parents=True, exist_ok=True)
@@ -91,7 +94,7 @@ def _cells(source: pathlib.Path | None, output: pathlib.Path, every: bool) -> Fi
     known = np.isin(of_train.files, both.files)
     held_out = people.listed(val) if every else of_train.take(np.flatnonzero(~known))
     return Files(
-        noisy=_write(of_train if every else of_train.take(np.flatnonzero(known)), output / "noisy"),
+        noisy=_write(of_train if every else of_train.take(np.flatnonzero(known)), output / noisy),
         clean=_write(both, output / "clean"),
         held_out=_write(held_out, output / "held_out"),
         val=_write(better.listed(val), output / "val"),
@@ -166,18 +169,15 @@ def shapes(
     )
 
 
-def objects(output: pathlib.Path, *, train: int, size: int = 256) -> tuple[pathlib.Path, ...]:
+def objects(output: pathlib.Path, *, train: int, size: int = 256) -> None:
     """Other generated images without noise, whose objects are all of one class.
 
     A detector of them knows objects when it sees them and no class of `shapes`.
 
     Args:
-      output: folder for the images and the file.
+      output: folder for the images, in `train`, and for the COCO file, objects.json.
       train: number of images.
       size: their height and width in pixels.
-
-    Returns:
-      the COCO file, and the folder of its images.
     """
     truth = output / "annotations" / "train.json"
     if not truth.exists():
@@ -186,9 +186,7 @@ def objects(output: pathlib.Path, *, train: int, size: int = 256) -> tuple[pathl
     content["categories"] = [{"id": 1, "name": "object"}]
     for entry in content["annotations"]:
         entry["category_id"] = 1
-    file = output / "objects.json"
-    _save(file, content)
-    return file, output / "train"
+    _save(output / "objects.json", content)
 
 
 def _of_images(truth: dict[str, Any], chosen: Any) -> dict[str, Any]:
