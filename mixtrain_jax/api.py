@@ -249,7 +249,8 @@ class Detector:
           split: "train" or "val" of the run's data; the labels are never written over.
           folds: how many detectors to train first, each without a part of the images; 0: none.
           threshold: findings from this score on are applied in corrected.json.
-          calibration: what `tools/benchmark_audit.py --fit` wrote; "": the package's.
+          calibration: "own" learns from errors planted into these very labels; or what
+            `tools/benchmark_audit.py --fit` wrote; "": the package's.
           output: directory for audit.json, corrected.json and audit.html; default: audit in the
             run's workdir, audit_val for val.
 

@@ -11,7 +11,8 @@ from etils import epath
 
 from mixtrain_jax import audit as command
 from mixtrain_jax import cli
-from mixtrain_jax.auditing import dump, ranking
+from mixtrain_jax.auditing import dump, own, ranking
+from mixtrain_jax.auditing.findings import KINDS
 from mixtrain_jax.config import load as configs
 from mixtrain_jax.config import saved
 from mixtrain_jax.config.resolve import resolve
@@ -117,6 +118,30 @@ def test_scores_by_a_calibration_of_ones_own(run, tmp_path):
     )
     assert told == pytest.approx(by_own, abs=1e-4)
     assert told != pytest.approx(by_packages, abs=1e-3)
+
+
+def test_errors_planted_into_the_labels_themselves_are_learned_from(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(own, "SHARE", 0.3)  # of few boxes
+    monkeypatch.setattr(own, "FEWEST", 3)
+    taken = {}
+    monkeypatch.setattr(own, "rank", lambda *args: taken.setdefault("ranked", own_rank(*args)))
+    monkeypatch.setattr(own, "example", lambda *args: taken.setdefault("of", own_example(*args)))
+    assert command.main(flags(run, calibration="own", output=str(tmp_path))) == 0
+    found = json.loads((tmp_path / "audit.json").read_text())
+    assert found["model"]["calibration"] == "own"
+    scores = sorted(each["score"] for each in found["findings"])
+    assert scores[-5:] == pytest.approx(sorted(taken["ranked"].findings.score)[-5:], abs=1e-4)
+    example = taken["of"]
+    assert {KINDS.index(kind) for kind in ("class", "place", "spurious")} <= set(
+        example.errors.kinds.tolist()
+    )
+    assert len(example.look.probabilities) == len(example.human) and len(example.views) == 2
+    monkeypatch.setattr(own, "FEWEST", 10_000)
+    with pytest.raises(UserError, match="boxes are too few"):
+        command.main(flags(run, calibration="own", output=str(tmp_path)))
+
+
+own_rank, own_example = own.rank, own.example
 
 
 def test_a_detector_that_never_saw_a_mirror_image_is_not_asked_about_one(run):

@@ -7,7 +7,7 @@ that anyone can repeat it, or fit models to a field of their own (`audit --calib
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -46,9 +46,9 @@ def learn(examples: Sequence[Example]) -> dict[str, tuple[Model, Model]]:
         tables = [table for example in examples for table in _of_level(example, level)]
         if not tables:
             continue
-        parts = [np.concatenate(part) for part in zip(*tables)]
-        people, outcomes, missing, wrong = parts
-        models[level] = (fit(people, outcomes, len(OUTCOMES)), fit(missing, wrong, 2))
+        all_of = Tables(*(np.concatenate(part) for part in zip(*tables)))
+        people = fit(all_of.human, all_of.outcomes, len(OUTCOMES))
+        models[level] = people, fit(all_of.missing, all_of.wrong, 2)
     return models
 
 
@@ -89,7 +89,24 @@ def with_duplicates(example: Example, seed: int) -> Example:
     )
 
 
-Tables = tuple[Floats, Ints, Floats, Ints]
+class Tables(NamedTuple):
+    """What models are fitted to.
+
+    Attributes:
+      image: [H] of each human box.
+      human: [H, D] features.
+      outcomes: [H] places in `OUTCOMES`.
+      missing_image: [M] of each unmatched detection.
+      missing: [M, E] features.
+      wrong: [M] 1 where it is a missing box, else 0.
+    """
+
+    image: Ints
+    human: Floats
+    outcomes: Ints
+    missing_image: Ints
+    missing: Floats
+    wrong: Ints
 
 
 def _of_level(example: Example, level: str) -> list[Tables]:
@@ -99,17 +116,24 @@ def _of_level(example: Example, level: str) -> list[Tables]:
     each make a table.
     """
     if level == "detections":
-        return [_tables(example, Look(example.look.detections), [], level)]
+        return [tables(example, Look(example.look.detections), [], level)]
     if example.look.probabilities is None or example.look.refined is None:
         return []
     if level == "ratings":
-        return [_tables(example, example.look, [], level)]
+        return [tables(example, example.look, [], level)]
     counts = range(1, len(example.views) + 1)
-    return [_tables(example, example.look, example.views[:count], level) for count in counts]
+    return [tables(example, example.look, example.views[:count], level) for count in counts]
 
 
-def _tables(example: Example, look: Look, views: list[Look], level: str) -> Tables:
-    """Returns features and outcomes of human boxes, then of unmatched detections."""
+def tables(example: Example, look: Look, views: list[Look], level: str) -> Tables:
+    """Returns features and outcomes of human boxes and of unmatched detections.
+
+    Args:
+      example: whose errors are known.
+      look: its look, or a part of what that knows.
+      views: further looks.
+      level: how much look and views know.
+    """
     images = len(example.errors.images)
     people, missing, merged, reached = ranking.gather(example.human, look, views, images)
     assert reached == level
@@ -130,9 +154,11 @@ def _tables(example: Example, look: Look, views: list[Look], level: str) -> Tabl
     known = example.errors.images
     people_known = known[example.human.image]
     missing_known = known[merged.detections.image[missing.detection]]
-    return (
+    return Tables(
+        example.human.image[people_known],
         ranking.human_features(people, level)[people_known],
         outcomes[people_known],
+        merged.detections.image[missing.detection][missing_known],
         ranking.missing_features(missing, level)[missing_known],
         wrong[missing.detection][missing_known],
     )

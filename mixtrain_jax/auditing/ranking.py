@@ -96,23 +96,46 @@ def rank(
       images: the number of images.
       models: as `load` returns them; those of the package if None.
     """
-    people, missing, merged, level = gather(human, look, views, images)
+    evidence = gather(human, look, views, images)
+    people, missing, _, level = evidence
     of_human, of_missing = (models or load())[level]
-    probabilities, shares = adjust(of_human(human_features(people, level)), of_human.shares)
-    raw = of_missing(missing_features(missing, level))
-    found, found_shares = adjust(raw, of_missing.shares)
+    probabilities, _ = adjust(of_human(human_features(people, level)), of_human.shares)
+    found, _ = adjust(of_missing(missing_features(missing, level)), of_missing.shares)
+    return made_of(human, evidence, probabilities, found)
+
+
+def made_of(human: Labels, evidence: "Evidence", of_human: Floats, of_missing: Floats) -> Ranking:
+    """Returns the findings that probabilities make.
+
+    Args:
+      human: the labels.
+      evidence: as `gather` returns it.
+      of_human: [H, C] probability of each of `OUTCOMES` of each human box.
+      of_missing: [M, 2] of each unmatched detection to be nothing, and to be a missing box.
+    """
+    people, missing, merged, level = evidence
     by_kind = np.zeros((len(human), len(finding.KINDS)))
     for column, name in enumerate(OUTCOMES[1:], start=1):
-        by_kind[:, finding.KINDS.index(name)] = probabilities[:, column]
-    findings = finding.choose(human, merged, people, missing, by_kind, found[:, 1])
-    estimates = dict(zip(OUTCOMES, shares.tolist())) | {"missing": float(found_shares[1])}
-    missed = float(found[:, 1].sum())
-    return Ranking(findings, merged.detections, level, estimates, missed)
+        by_kind[:, finding.KINDS.index(name)] = of_human[:, column]
+    findings = finding.choose(human, merged, people, missing, by_kind, of_missing[:, 1])
+    shares = dict(zip(OUTCOMES, _mean(of_human))) | {"missing": _mean(of_missing)[1]}
+    missed = float(of_missing[:, 1].sum())
+    return Ranking(findings, merged.detections, level, shares, missed)
 
 
-def gather(
-    human: Labels, look: Look, views: list[Look], images: int
-) -> tuple[HumanEvidence, MissingEvidence, Look, str]:
+def _mean(probabilities: Floats) -> list[float]:
+    """Their means [C]; of no rows, "nothing wrong"."""
+    count = probabilities.shape[1]
+    if not len(probabilities):
+        return [1.0] + [0.0] * (count - 1)
+    means: list[float] = probabilities.mean(axis=0).tolist()
+    return means
+
+
+Evidence = tuple[HumanEvidence, MissingEvidence, Look, str]
+
+
+def gather(human: Labels, look: Look, views: list[Look], images: int) -> Evidence:
     """Returns the evidence about human boxes and about missing ones, the merged look, its level."""
     rated = look.probabilities is not None and look.refined is not None
     merged = merge([look, *views], images)

@@ -9,7 +9,7 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from mixtrain_jax.auditing import corrections, files, labels, ranking
+from mixtrain_jax.auditing import calibrate, corrections, files, labels, own, ranking
 from mixtrain_jax.auditing import dump as dumps
 from mixtrain_jax.auditing.dump import Dump, Look
 from mixtrain_jax.auditing.findings import MATCH_IOU
@@ -21,6 +21,7 @@ from mixtrain_jax.evaluation import corrected, detect, looks
 from mixtrain_jax.evaluation.evaluate import check_categories
 from mixtrain_jax.runtime import checkpoint, parallel, storage
 
+OWN = "own"  # a calibration by errors planted into the labels themselves
 CROWD = 0.5  # share of a detection in a crowd, above which it is one of the crowd
 LOOKS = ("teacher", "mirrored teacher", "student")
 FOLDERS = {"train": "audit", "val": "audit_val"}  # by split, in a workdir
@@ -67,7 +68,8 @@ def audit(
         "by its first weights" where only the weights were that they started from.
       threshold: findings from this score on are applied in corrected.json.
       dump: write looks.npz, too: all that the detectors see.
-      calibration: file of the models that turn what is seen into scores; "": the package's.
+      calibration: file of the models that turn what is seen into scores; `OWN`: they are fitted
+        to errors planted into these labels; "": the package's.
 
     Returns:
       The contents of audit.json.
@@ -76,25 +78,23 @@ def audit(
       UserError: a detector is of other classes, no image can be read, the labels would be written
         over, or the calibration is none.
     """
-    models = ranking.read(calibration) if calibration else ranking.load()
+    models = None if calibration in ("", OWN) else ranking.read(calibration)
     target = output / "corrected.json"
     corrected.keep_apart(target, asked.data)
     human, places, _ = labels.from_coco(dataset.ground_truth, dataset.name)
-    by_look = _looks(asked, dataset, judges, human)
-    blind = _unreadable(by_look, dataset)
-    looked = {
-        name: _off_crowds(_covering(seen_by, blind, dataset, human), dataset, human)
-        for name, seen_by in by_look.items()
-    }
+    looked, blind = _looks(asked, dataset, judges, human)
     first, *others = looked.values()
     judged = np.flatnonzero(~np.isin(human.image, blind))
-    ranked = ranking.rank(
+    evidence = (
         human.take(judged),
         first.of_human(judged),
         [other.of_human(judged) for other in others],
         len(dataset),
-        models,
     )
+    if calibration == OWN:
+        ranked = own.rank(*evidence, _planted(asked, dataset, judges, human, blind))
+    else:
+        ranked = ranking.rank(*evidence, models)
     of_human = ranked.findings.human.copy()
     of_human[of_human >= 0] = judged[of_human[of_human >= 0]]
     found = dataclasses.replace(ranked.findings, human=of_human)
@@ -132,10 +132,43 @@ def audit(
 Seen = dict[int, tuple[np.ndarray, ...]]  # by row, as `looks.look` returns it
 
 
+def _planted(
+    asked: ConfigDict,
+    dataset: Dataset,
+    judges: Sequence[Judge],
+    human: labels.Labels,
+    blind: np.ndarray,
+) -> calibrate.Example:
+    """Errors planted into a copy of the labels, and what the detectors see of them."""
+    every = np.arange(len(dataset))
+    planted = own.plant(human, dataset.sizes, len(dataset.categories), ~np.isin(every, blind))
+    rows = np.unique(planted.labels.image)
+    part = [judge._replace(rows=np.intersect1d(judge.rows, rows)) for judge in judges]
+    parallel.say(f"errors are planted into a copy of the labels of {len(rows)} images")
+    looked, missed = _looks(
+        asked, dataset, [judge for judge in part if len(judge.rows)], planted.labels
+    )
+    first, *others = looked.values()
+    seen = np.isin(every, rows) & ~np.isin(every, missed)
+    return own.example(planted, human, seen, first, others)
+
+
 def _looks(
     asked: ConfigDict, dataset: Dataset, judges: Sequence[Judge], human: labels.Labels
+) -> tuple[dict[str, Look], np.ndarray]:
+    """Each look at all images, as `LOOKS` names them, and rows [n] that could not be read."""
+    by_look = _by_look(asked, dataset, judges, human)
+    blind = _unreadable(by_look, dataset, np.concatenate([judge.rows for judge in judges]))
+    return {
+        name: _off_crowds(_covering(seen_by, dataset, human), dataset, human)
+        for name, seen_by in by_look.items()
+    }, blind
+
+
+def _by_look(
+    asked: ConfigDict, dataset: Dataset, judges: Sequence[Judge], human: labels.Labels
 ) -> dict[str, Seen]:
-    """What the detectors see of the images that can be read, look by look as `LOOKS` names them."""
+    """What the detectors see of the images that can be read."""
     most = max(np.bincount(human.image, minlength=1).max(), asked.data.max_boxes)
     asked = load.override_all(asked, {"data.max_boxes": str(most)})
     config = resolve(asked, val=dataset, devices=parallel.device_count())
@@ -210,20 +243,20 @@ def _write_dump(
         dumps.write(folder / "looks.npz", content)
 
 
-def _unreadable(by_look: dict[str, Seen], dataset: Dataset) -> np.ndarray:
-    """The rows [n] of images that some look could not read; told once."""
-    rows = [row for row in range(len(dataset)) if any(row not in s for s in by_look.values())]
-    if len(rows) == len(dataset):
+def _unreadable(by_look: dict[str, Seen], dataset: Dataset, rows: np.ndarray) -> np.ndarray:
+    """Those of the rows [n] of images that some look could not read; told once."""
+    blind = [row for row in rows.tolist() if any(row not in s for s in by_look.values())]
+    if len(blind) == len(rows):
         raise UserError(f"{dataset.name}: no image could be read")
-    if rows:
-        logging.warning("%d images could not be read and are not audited", len(rows))
-    return np.array(rows, np.int64)
+    if blind:
+        logging.warning("%d images could not be read and are not audited", len(blind))
+    return np.array(sorted(blind), np.int64)
 
 
-def _covering(by_row: Seen, blind: np.ndarray, dataset: Dataset, human: labels.Labels) -> Look:
-    """A look at all images; nothing is seen in those that could not be read."""
+def _covering(by_row: Seen, dataset: Dataset, human: labels.Labels) -> Look:
+    """A look at all images; nothing is seen in those that were not looked at or not read."""
     classes = len(dataset.categories) + 1
-    for row in blind.tolist():
+    for row in sorted(set(range(len(dataset))) - by_row.keys()):
         none, boxes = np.zeros(0), human.boxes[human.image == row]
         by_row[row] = (
             np.zeros((0, 4)), none, none, np.full((len(boxes), classes), 1 / classes), boxes

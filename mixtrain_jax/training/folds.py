@@ -15,7 +15,7 @@ from mixtrain_jax.config import load
 from mixtrain_jax.data.sources.dataset import Dataset
 from mixtrain_jax.data.sources.load import load_dataset, read_annotations, share_images
 from mixtrain_jax.errors import STOPPED, UserError, memory_in_one_line
-from mixtrain_jax.evaluation.audit import Judge, audit
+from mixtrain_jax.evaluation.audit import OWN, Judge, audit
 from mixtrain_jax.runtime import checkpoint, parallel, signals, storage, watch
 from mixtrain_jax.runtime.lock import hold
 from mixtrain_jax.training import loop
@@ -49,7 +49,7 @@ def audit_split(
       folds: how many detectors to train for the audit; 0 takes the run's own.
       threshold: findings from this score on are applied in corrected.json.
       dump: write looks.npz, too: all that the detectors see.
-      calibration: file of the models that turn what is seen into scores; "": the package's.
+      calibration: as of `evaluation.audit.audit`.
       in_program: no signal ends the process while folds are trained.
 
     Returns:
@@ -65,7 +65,7 @@ def audit_split(
         raise UserError(f"--folds={folds}: choose 2 or more, or 0 for the run's own detector")
     if folds and split != "train":
         raise UserError(f"--folds={folds}: no detector is trained on {split}; leave --folds out")
-    if calibration:
+    if calibration not in ("", OWN):
         ranking.read(calibration)  # before anything is trained
     if folds and lacks_weights(asked) and (first := _first_weights(source)):
         raise UserError(

@@ -9,12 +9,11 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+from mixtrain_jax.evaluation import audit
 from tools.experiments import labels
 from tools.experiments.labels import Files
 
 METHOD = "mixtraining"
-# Fitted on generated images alone: the package's calibration has seen labels of these cells.
-GENERATED = str(pathlib.Path(__file__).with_name("calibration_generated.json"))
 NONE: Mapping[str, str] = MappingProxyType({})
 OFF = {"auto_agreement": "0", "must_agree": "false", "mend_normal": "false"}
 ADD = {"gt_score_threshold": "0", "replace_boxes": "false", "add_missing": "true"}
@@ -55,7 +54,8 @@ class Suite(NamedTuple):
       first: how many images of `labels.objects` train the detector from whose weights all arms
         start; 0: from random ones.
       first_steps: how long that one is trained.
-      calibration: by which labels are repaired, a file; "": the package's, which has seen cells.
+      calibration: by which labels are repaired, as of `audit --calibration`. The package's has seen
+        errors planted into labels of these cells.
     """
 
     recipe: str
@@ -161,10 +161,10 @@ SUITES: dict[str, Suite] = {
         labels.cells,
         (PLAIN, MENDED, CEILING, REPAIRED, MISSING_ONLY, FULL_AUTO, FULL, *STRONG),
         auditor=MENDED,
-        calibration=GENERATED,
+        calibration=audit.OWN,
     ),
     "cells_errors": Suite(
-        "cells", labels.damaged_cells, (PLAIN, REPAIRED, CEILING), calibration=GENERATED
+        "cells", labels.damaged_cells, (PLAIN, REPAIRED, CEILING), calibration=audit.OWN
     ),
     "cells_all": Suite("cells", labels.all_cells, (PLAIN, MENDED)),
     "una0": _noise("una", 0.0),
