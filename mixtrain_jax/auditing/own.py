@@ -47,6 +47,7 @@ def plant(human: Labels, sizes: Ints, classes: int, images: Bools, seed: int = 0
       UserError: there are too few boxes to learn from.
     """
     chosen = np.random.default_rng(seed).permutation(np.flatnonzero(images))[:IMAGES]
+    chosen.sort()
     rows = np.flatnonzero(np.isin(human.image, chosen))
     least = round(FEWEST / SHARE)
     if len(rows) < least or len(np.unique(human.image[rows])) < PARTS:
@@ -54,8 +55,11 @@ def plant(human: Labels, sizes: Ints, classes: int, images: Bools, seed: int = 0
             f"--calibration=own learns from errors that it plants into a tenth of the boxes for "
             f"each kind; {len(rows)} boxes are too few ({least} are needed): leave it out"
         )
-    made = noise.plant(human.take(rows), sizes, max(classes, 2), SHARE, seed)
-    table = made.labels
+    some = human.take(rows)
+    place = np.searchsorted(chosen, some.image).astype(np.int32)  # among those that were chosen
+    some = dataclasses.replace(some, image=place)
+    made = noise.plant(some, sizes[chosen], max(classes, 2), SHARE, seed)
+    table = dataclasses.replace(made.labels, image=chosen[made.labels.image].astype(np.int32))
     if classes == 1:  # of which none can be another
         table = dataclasses.replace(table, labels=np.zeros_like(table.labels))
     source = np.where(made.source >= 0, rows[made.source], -1)
