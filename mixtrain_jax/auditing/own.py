@@ -26,7 +26,7 @@ SHARE = 0.1  # of the boxes, for each kind of planted error
 IMAGES = 2000  # that errors are planted into, at most
 FEWEST = 20  # planted errors of a kind that can tell how common the labels' own are
 PARTS = 2  # of the images; each is judged by the models of the other
-QUANTILES = np.arange(0.25, 0.8, 0.05)  # of planted errors, where the factor is counted
+QUANTILES = np.arange(0.4, 0.75, 0.05)  # of planted errors, where the factor is counted
 _LEAST = 1e-5  # probability of "nothing wrong" by which one divides
 
 
