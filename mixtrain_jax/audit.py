@@ -89,8 +89,8 @@ def parse() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--calibration", metavar="FILE", default="",
-        help="what findings are scored by: own, errors planted into these very labels, which are "
-        "looked at too; or what tools/benchmark_audit.py --fit wrote; default: the package's",
+        help="what findings are scored by: own (errors planted into these very labels, which are "
+        "looked at too) or what tools/benchmark_audit.py --fit wrote; default: the package's",
     )  # fmt: skip
     parser.add_argument(
         "--threshold", type=float, default=0.5, help="least score applied in corrected.json"

@@ -8,9 +8,15 @@ common as planted errors of a kind the labels' own are. Among boxes that look at
 an error as a planted one does, hardly any is right; there the factor can be counted (learning from
 positive and unlabelled examples: Elkan and Noto, "Learning classifiers from only positive and
 unlabeled data", KDD 2008). Images are judged by models that were fitted on other images.
+
+Of missing boxes this finds a part: what people leave out is often another sort (small, cut by the
+border) than what they draw, and then a box that is taken away does not look like one that is
+missing. The few numbers that missing boxes are judged by mean much the same to other detectors, so
+fitted models judge them too, and those count by which more is missing.
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -85,7 +91,14 @@ def example(
     return calibrate.with_duplicates(Example(planted.labels, look, views, errors), 0)
 
 
-def rank(human: Labels, look: Look, views: list[Look], images: int, planted: Example) -> Ranking:
+def rank(
+    human: Labels,
+    look: Look,
+    views: list[Look],
+    images: int,
+    planted: Example,
+    models: dict[str, Any] | None = None,
+) -> Ranking:
     """Finds what may be wrong with human boxes, as `ranking.rank` does.
 
     Args:
@@ -94,13 +107,14 @@ def rank(human: Labels, look: Look, views: list[Look], images: int, planted: Exa
       views: further looks.
       images: how many there are.
       planted: errors in a copy of these labels, with the same looks.
+      models: whose second of each level judges missing boxes too; None: the package's.
     """
     evidence = ranking.gather(human, look, views, images)
     people, missing, merged, level = evidence
     table = calibrate.tables(planted, planted.look, planted.views, level)
     part = np.random.default_rng(0).permutation(images) % PARTS
     known = planted.errors.images
-    of_human = probabilities(
+    of_human = _probabilities(
         ranking.human_features(people, level),
         table.human,
         table.outcomes,
@@ -109,7 +123,7 @@ def rank(human: Labels, look: Look, views: list[Look], images: int, planted: Exa
         known[human.image],
     )
     image = merged.detections.image[missing.detection]
-    of_missing = probabilities(
+    by_own = _probabilities(
         ranking.missing_features(missing, level),
         table.missing,
         table.wrong,
@@ -117,10 +131,12 @@ def rank(human: Labels, look: Look, views: list[Look], images: int, planted: Exa
         (part[image], part[table.missing_image]),
         known[image],
     )
+    by_models = ranking.missing_chances(missing, level, models)
+    of_missing = max(by_own, by_models, key=lambda chances: chances[:, 1].sum())
     return ranking.made_of(human, evidence, of_human, of_missing)
 
 
-def probabilities(
+def _probabilities(
     features: Floats,
     planted: Floats,
     outcomes: Ints,
@@ -131,8 +147,8 @@ def probabilities(
     """Returns the probability [N, C] of each outcome of each row; 0 is "nothing wrong".
 
     Args:
-      features: [N, D] of the rows.
-      planted: [P, D] of the rows of the labels with planted errors.
+      features: [N, D] of the rows: human boxes, or unmatched detections.
+      planted: [P, D] of those of the labels with planted errors.
       outcomes: [P] of these; 0 for what was not planted, whatever it is.
       count: the number of outcomes C.
       parts: the part of the images that each row [N], [P] is in.

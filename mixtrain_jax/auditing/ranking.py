@@ -98,10 +98,18 @@ def rank(
     """
     evidence = gather(human, look, views, images)
     people, missing, _, level = evidence
-    of_human, of_missing = (models or load())[level]
-    probabilities, _ = adjust(of_human(human_features(people, level)), of_human.shares)
-    found, _ = adjust(of_missing(missing_features(missing, level)), of_missing.shares)
-    return made_of(human, evidence, probabilities, found)
+    model, _ = (models or load())[level]
+    probabilities, _ = adjust(model(human_features(people, level)), model.shares)
+    return made_of(human, evidence, probabilities, missing_chances(missing, level, models))
+
+
+def missing_chances(
+    missing: MissingEvidence, level: str, models: dict[str, Any] | None = None
+) -> Floats:
+    """Returns [M, 2] the chances of each unmatched detection to be nothing, or a missing box."""
+    _, model = (models or load())[level]
+    chances, _ = adjust(model(missing_features(missing, level)), model.shares)
+    return chances
 
 
 def made_of(human: Labels, evidence: "Evidence", of_human: Floats, of_missing: Floats) -> Ranking:

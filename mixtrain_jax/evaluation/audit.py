@@ -68,8 +68,9 @@ def audit(
         "by its first weights" where only the weights were that they started from.
       threshold: findings from this score on are applied in corrected.json.
       dump: write looks.npz, too: all that the detectors see.
-      calibration: file of the models that turn what is seen into scores; `OWN`: they are fitted
-        to errors planted into these labels; "": the package's.
+      calibration: file of the models that turn what is seen into scores; "own": those of human
+        boxes are fitted to errors planted into these labels, those of missing boxes are the
+        package's, or with "own,FILE" a file's; "": the package's.
 
     Returns:
       The contents of audit.json.
@@ -78,7 +79,7 @@ def audit(
       UserError: a detector is of other classes, no image can be read, the labels would be written
         over, or the calibration is none.
     """
-    models = None if calibration in ("", OWN) else ranking.read(calibration)
+    models = read_calibration(calibration)
     target = output / "corrected.json"
     corrected.keep_apart(target, asked.data)
     human, places, _ = labels.from_coco(dataset.ground_truth, dataset.name)
@@ -91,8 +92,9 @@ def audit(
         [other.of_human(judged) for other in others],
         len(dataset),
     )
-    if calibration == OWN:
-        ranked = own.rank(*evidence, _planted(asked, dataset, judges, human, blind))
+    if by_own(calibration):
+        planted = _planted(asked, dataset, judges, human, blind)
+        ranked = own.rank(*evidence, planted, models)
     else:
         ranked = ranking.rank(*evidence, models)
     of_human = ranked.findings.human.copy()
@@ -127,6 +129,21 @@ def audit(
     corrected.write_labels(original, source, dataset.name, applied, found, target)
     _write_page(dataset, contents, output)
     return contents
+
+
+def by_own(calibration: str) -> bool:
+    """Whether a calibration is by errors planted into the labels themselves."""
+    return calibration.partition(",")[0] == OWN
+
+
+def read_calibration(calibration: str) -> dict[str, Any] | None:
+    """The models of the file that a calibration names; None: the package's are taken.
+
+    Raises:
+      UserError: the file is missing, or holds no such models.
+    """
+    path = calibration.partition(",")[2] if by_own(calibration) else calibration
+    return ranking.read(path) if path else None
 
 
 Seen = dict[int, tuple[np.ndarray, ...]]  # by row, as `looks.look` returns it

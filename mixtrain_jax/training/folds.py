@@ -10,12 +10,11 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from mixtrain_jax.auditing import ranking
 from mixtrain_jax.config import load
 from mixtrain_jax.data.sources.dataset import Dataset
 from mixtrain_jax.data.sources.load import load_dataset, read_annotations, share_images
 from mixtrain_jax.errors import STOPPED, UserError, memory_in_one_line
-from mixtrain_jax.evaluation.audit import OWN, Judge, audit
+from mixtrain_jax.evaluation.audit import Judge, audit, read_calibration
 from mixtrain_jax.runtime import checkpoint, parallel, signals, storage, watch
 from mixtrain_jax.runtime.lock import hold
 from mixtrain_jax.training import loop
@@ -65,8 +64,7 @@ def audit_split(
         raise UserError(f"--folds={folds}: choose 2 or more, or 0 for the run's own detector")
     if folds and split != "train":
         raise UserError(f"--folds={folds}: no detector is trained on {split}; leave --folds out")
-    if calibration not in ("", OWN):
-        ranking.read(calibration)  # before anything is trained
+    read_calibration(calibration)  # before anything is trained
     if folds and lacks_weights(asked) and (first := _first_weights(source)):
         raise UserError(
             f"config.init_from is empty, and this backbone does not learn from random weights (the "

@@ -55,7 +55,7 @@ def numbers(errors, ranked):
 def test_scores_are_calibrated_though_the_labels_have_errors_of_their_own(share):
     errors, by_own, by_package = audited(3, share, images=800)
     precision, off = numbers(errors, by_own)
-    assert precision > 0.95 and off < 0.06
+    assert precision > 0.9 and off < 0.06
     assert precision > numbers(errors, by_package)[0] + 0.1  # of detectors that it never saw
     for name in ("class", "place", "spurious"):
         assert by_own.shares[name] == pytest.approx(share, abs=0.3 * share + 0.01)
@@ -67,6 +67,17 @@ def test_a_detector_unlike_those_of_the_package_is_judged_by_itself():
     (mine, off), (packages, _) = numbers(errors, by_own), numbers(errors, by_package)
     assert mine > 0.9 and mine > packages + 0.1
     assert off < 0.1
+
+
+def test_missing_boxes_count_by_which_more_is_missing(monkeypatch):
+    """The timid detector's are found by planted ones; others may be of a sort nobody drew."""
+    errors, by_own, by_package = audited(3, 0.1, timid=True)
+    assert by_package.shares["missing"] < 0.01
+    assert by_own.missing == pytest.approx(len(errors.missing), rel=0.4)
+    monkeypatch.setattr(own, "FEWEST", 10_000)
+    monkeypatch.setattr(own, "plant", lambda *args: noise.plant(*args[:3], own.SHARE, 0))
+    _, by_own, by_package = audited(3, 0.1)
+    assert by_own.missing == by_package.missing > 0
 
 
 def test_good_labels_have_few_findings():
