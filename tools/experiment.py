@@ -192,7 +192,8 @@ class Experiment:
             "data.val.images": "",
         }
         if (workdir / "checkpoints" / steps).exists():
-            _check_trained_by(workdir, load.load("cells:plain", flags))
+            of_others = (METHOD, "data.augment.cutout")  # what plain training has no part of
+            _check_trained_by(workdir, load.load("cells:plain", flags), of_others)
             return
         labels.objects(folder, train=self.suite.first)
         print(f"training the first weights in {workdir}", flush=True)
@@ -274,11 +275,18 @@ def _check_same(path: pathlib.Path, before: str, now: str) -> None:
         )
 
 
-def _check_trained_by(workdir: pathlib.Path, asked: ConfigDict) -> None:
+def _check_trained_by(
+    workdir: pathlib.Path, asked: ConfigDict, of_others: tuple[str, ...] = ()
+) -> None:
     """Raises UserError if a run was trained by other settings.
 
     Folders may have other names; fields that the package no longer has, and `start_share` beside
     `start_step`, decide nothing.
+
+    Args:
+      workdir: of the run.
+      asked: the settings.
+      of_others: how the names of further fields begin that decide nothing.
     """
     before = saved.read(storage.absolute(str(workdir))).asked
     known = {name for name, field in schema.fields() if field.kind != schema.FREE}
@@ -286,7 +294,9 @@ def _check_trained_by(workdir: pathlib.Path, asked: ConfigDict) -> None:
     found = [
         each
         for each in differences(before, asked)
-        if each.name in known and not each.name.endswith((".annotations", ".images", "_from"))
+        if each.name in known
+        and not each.name.endswith((".annotations", ".images", "_from"))
+        and not each.name.startswith(of_others)
     ]
     if found:
         raise UserError(
