@@ -36,6 +36,16 @@ QUANTILES = np.arange(0.4, 0.75, 0.05)  # of planted errors, where the factor is
 _LEAST = 1e-5  # probability of "nothing wrong" by which one divides
 
 
+def check_enough(boxes: int) -> None:
+    """Raises UserError where so many boxes are too few to learn from."""
+    least = round(FEWEST / SHARE)
+    if boxes < least:
+        raise UserError(
+            f"--calibration=own learns from errors that it plants into a tenth of the boxes for "
+            f"each kind; {boxes} boxes are too few ({least} are needed): leave it out"
+        )
+
+
 def plant(human: Labels, sizes: Ints, classes: int, images: Bools, seed: int = 0) -> Planted:
     """Plants errors of all kinds but duplicates into a copy of the labels of some images.
 
@@ -55,12 +65,7 @@ def plant(human: Labels, sizes: Ints, classes: int, images: Bools, seed: int = 0
     chosen = np.random.default_rng(seed).permutation(np.flatnonzero(images))[:IMAGES]
     chosen.sort()
     rows = np.flatnonzero(np.isin(human.image, chosen))
-    least = round(FEWEST / SHARE)
-    if len(rows) < least or len(np.unique(human.image[rows])) < PARTS:
-        raise UserError(
-            f"--calibration=own learns from errors that it plants into a tenth of the boxes for "
-            f"each kind; {len(rows)} boxes are too few ({least} are needed): leave it out"
-        )
+    check_enough(len(rows) if len(chosen) >= PARTS else 0)
     some = human.take(rows)
     place = np.searchsorted(chosen, some.image).astype(np.int32)  # among those that were chosen
     some = dataclasses.replace(some, image=place)

@@ -10,11 +10,12 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
+from mixtrain_jax.auditing import own
 from mixtrain_jax.config import load
 from mixtrain_jax.data.sources.dataset import Dataset
 from mixtrain_jax.data.sources.load import load_dataset, read_annotations, share_images
 from mixtrain_jax.errors import STOPPED, UserError, memory_in_one_line
-from mixtrain_jax.evaluation.audit import Judge, audit, read_calibration
+from mixtrain_jax.evaluation.audit import Judge, audit, by_own, read_calibration
 from mixtrain_jax.runtime import checkpoint, parallel, signals, storage, watch
 from mixtrain_jax.runtime.lock import hold
 from mixtrain_jax.training import loop
@@ -71,6 +72,8 @@ def audit_split(
             f"run began with {first}); name weights that have not seen these images"
         )
     dataset = load_dataset(asked.data, split)
+    if by_own(calibration):
+        own.check_enough(len(dataset.boxes.values))
     seen = "in sample" if split == "train" and not folds else "out of fold"
     if folds and started_on_the_same_images(asked):
         seen = "by its first weights"

@@ -368,11 +368,12 @@ def seen(tmp_path, monkeypatch):
             mine, people = found.image == row, clean.image == row
             parts = found.boxes[mine], found.scores[mine], found.labels[mine]
             by_row[row] = (*parts, look.probabilities[people], look.refined[people])
-        monkeypatch.setattr(audit, "_looks", lambda *_: {n: dict(by_row) for n in audit.LOOKS})
+        monkeypatch.setattr(audit, "_by_look", lambda *_: {n: dict(by_row) for n in audit.LOOKS})
         asked = config(tmp_path)
         dataset = load_dataset(asked.data, "train")
         output = epath.Path(tmp_path / "audit")
-        made = audit.audit(asked, dataset, [], output, split="train", seen="in sample")
+        judges = [audit.Judge("nowhere", np.arange(len(dataset)))]
+        made = audit.audit(asked, dataset, judges, output, split="train", seen="in sample")
         return content, made, json.loads((output / "corrected.json").read_text())
 
     return run
