@@ -37,12 +37,13 @@ def main(flags: argparse.Namespace) -> int:
     begin_with = weights.read(flags.weights)
     if flags.write:
         here = machine.look()
-        recipe.check_batch(here, _asked(flags))
+        asked = _asked(flags)
+        recipe.check_batch(here, asked)
     looked = _look(flags.config)
     config, plan = flags.config, None
     if flags.write:  # what is odd depends on how the images are seen
         found = facts.gather(looked, flags.config.data)
-        plan = recipe.choose(found, here, begin_with, _asked(flags))
+        plan = recipe.choose(found, here, begin_with, asked)
         config = plan.config()
     problems = splits.check(looked, config)
     print(report.text(looked, problems))

@@ -118,7 +118,8 @@ class Experiment:
         """A command as results keep it: without the folders of this machine."""
         command = " ".join(["python -m", module, *arguments])
         root = pathlib.Path(__file__).resolve().parents[1]
-        folders = ((self.output, "OUTPUT"), (self.source, "SOURCE"), (root, "."))
+        folders = [(self.output, "OUTPUT"), (root, ".")]
+        folders += [(self.source, "SOURCE")] if self.source else []
         for folder, name in sorted(folders, key=lambda pair: -len(str(pair[0]))):
             command = command.replace(f"{folder}/", f"{name}/")
         return command
@@ -131,21 +132,22 @@ class Experiment:
             self._judges[seed] = judging.Judge(asked, self.labels(seed))
         judge = self._judges[seed]
         every = asked.checkpoint.every  # others were saved where a run was asked to stop
-        kept = [step for step in judging.steps_of(workdir) if step % every == 0]
+        there = judging.steps_of(workdir)
+        kept = [step for step in there if step % every == 0 or step == there[-1]]
         steps = [step for step in kept if step > self.suite.start_step]
         own = steps if arm.after else kept  # where plain training was at its best is a figure too
         curve = [
             {
                 "step": step,
                 **judge.score(workdir, "student", step),
-                "AP of the average": judge.score(workdir, "teacher", step)["AP"],
+                "AP of the average": judge.precision(workdir, "teacher", step, "val")["AP"],
             }
             for step in own
         ]
         figures: dict[str, Any] = {
             "student": curve[-1],
             "teacher": judge.score(workdir, "teacher", steps[-1]),
-            "student, unseen images": judge.unseen(workdir, "student", steps[-1]),
+            "student, unseen images": judge.precision(workdir, "student", steps[-1], "unseen"),
             "curve": curve,
             "images_per_second": judging.speed(workdir),
         }

@@ -221,7 +221,7 @@ def judge(asked: ConfigDict, checkpoint_path: str, clean_path: str, images: int)
         criteria = judging.of_step(model, params, mixed, normal, method, lambda counts: counts)
         output, _ = stepping.teach(
             model, params, mixed, batch.strong, method, criteria,
-            hard=method.gt_score_threshold or None, soften=False,
+            hard=method.gt_score_threshold, soften=False,
         )  # fmt: skip
         return output
 

@@ -20,21 +20,16 @@ def choose(
 ) -> plans.Plan:
     """Chooses the largest scale and batch that fit, and remat where nothing else does.
 
-    Args:
-      facts: of the data set.
-      machine: that is to train.
-      weights: pretrained ones to start from; None: random weights.
-      asked: fields that were set by flags: length and rate are for an asked batch.
+    See `recipe.choose`.
     """
     batch = asked.get("batch_size")
     sizes = [images * machine.devices for images in (8, 4, 2)]
     batches = [batch] if batch else [size for size in sizes[:-1] if size <= 32] + sizes[-1:]
-    plan = None
+    told, plan = _fits(machine, batch), None
     for share in (1.0, 0.8, 0.6, 0.4):
         anchors = _anchors(facts, weights, (round(1333 * share), round(800 * share)), asked)
         found = [*anchors, *plans.room(facts, recipes.base().model, asked)]
         for size, remat in [*((size, False) for size in batches), (batches[-1], True)]:
-            told = _fits(machine, batch)
             plan = _big(facts, machine, weights, share, size, remat, told, found)
             if machine.memory is None or _takes(plan, facts, machine) <= ROOM * machine.memory:
                 return plan
@@ -171,7 +166,7 @@ def _anchors(
         rpn.anchor_ratios = own["anchor_ratios"]
         lines.append(plans.Line("model.rpn.anchor_ratios", rpn.anchor_ratios, reason))
     usual = own.get("anchor_scale", rpn.anchor_scale)
-    chosen, other = plans.anchor_scale(facts, scale, rpn, usual, asked)
+    chosen, other = plans.anchor_scale(plans.seen(facts, scale, asked), rpn, usual, asked)
     if chosen != rpn.anchor_scale:
         lines.append(plans.Line("model.rpn.anchor_scale", chosen, other or reason))
     return lines

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from mixtrain_jax.config import recipes
-from mixtrain_jax.inspection import boxes, plans
+from mixtrain_jax.inspection import plans
 from mixtrain_jax.inspection.facts import Facts
 from mixtrain_jax.inspection.weights import PretrainedWeights
 from mixtrain_jax.runtime.machine import Machine
@@ -22,13 +22,9 @@ CPU_STEPS = (600, 4000)
 def choose(
     facts: Facts, machine: Machine, weights: PretrainedWeights | None, asked: plans.Asked
 ) -> plans.Plan:
-    """Chooses a batch of about 8 images unless another is asked for, and steps for some minutes.
+    """Chooses a batch of about 8 images, and steps for some minutes; see `recipe.choose`.
 
-    Args:
-      facts: of the data set.
-      machine: that is to train.
-      weights: are not taken, which the recipe says.
-      asked: fields that were set by flags: length and rate are for an asked batch.
+    Weights are not taken, which the recipe says.
     """
     cores = plans.cpu_devices(machine, asked.get("batch_size"))
     unit = 2 * cores
@@ -48,11 +44,10 @@ def choose(
     unused = ["--weights are left out: the small network takes none"] if weights else []
     model = recipes.base().model
     recipes.small_detector(model)
-    seen_at = asked.get("data.val.scale", (long, short))
-    sides = np.sqrt(boxes.seen(facts.sides, facts.rows, facts.sizes, seen_at).prod(axis=1))
-    smallest = float(np.quantile(sides, 0.05)) if len(sides) else 32.0
+    sides = plans.seen(facts, (long, short), asked)
+    smallest = float(np.quantile(np.sqrt(sides.prod(axis=1)), 0.05)) if len(sides) else 32.0
     usual = 4.0 if smallest < 40 else 8.0
-    anchors, other = plans.anchor_scale(facts, seen_at, model.rpn, usual, asked)
+    anchors, other = plans.anchor_scale(sides, model.rpn, usual, asked)
     plan = {
         "Where the data is": plans.where_it_is(facts),
         "What the network sees": [

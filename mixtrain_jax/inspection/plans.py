@@ -129,24 +129,33 @@ def room(facts: Facts, model: ConfigDict, asked: Asked) -> list[Line]:
     ]
 
 
+def seen(facts: Facts, scale: tuple[int, int], asked: Asked) -> np.ndarray:
+    """[M, 2] width and height of the objects in pixels of val's views.
+
+    Args:
+      facts: of the data set.
+      scale: longest long side and short side of val's views, unless another is asked for.
+      asked: fields that were set by flags.
+    """
+    scale = asked.get("data.val.scale", scale)
+    return boxes.seen(facts.sides, facts.rows, facts.sizes, scale)
+
+
 def anchor_scale(
-    facts: Facts, scale: tuple[int, int], rpn: ConfigDict, usual: float, asked: Asked
+    sides: np.ndarray, rpn: ConfigDict, usual: float, asked: Asked
 ) -> tuple[float, str]:
     """The size of the anchors: the usual, unless others clearly reach more objects.
 
     Args:
-      facts: of the data set.
-      scale: longest long side and short side that val images are seen at.
-      rpn: `config.model.rpn`; its ratios and limit are used.
+      sides: [M, 2] of the objects, as `seen` returns them.
+      rpn: `config.model.rpn`; its ratios, unless others are asked for, and its limit are used.
       usual: `config.model.rpn.anchor_scale` where it suits.
-      asked: fields that were set by flags, which win: a scale of val, ratios.
+      asked: fields that were set by flags.
 
     Returns:
       it, and why it is not the usual; "" where it is.
     """
-    scale = asked.get("data.val.scale", scale)
     ratios = asked.get("model.rpn.anchor_ratios", rpn.anchor_ratios)
-    sides = boxes.seen(facts.sides, facts.rows, facts.sizes, scale)
     sides = sides[sides.max(axis=1) >= STRIDES[0]]  # smaller ones are hardly learned in any case
     reached = {}
     for size in (usual, usual / 2, usual / 4, usual * 2):

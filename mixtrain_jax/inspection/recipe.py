@@ -85,7 +85,8 @@ def choose(
       facts: of the data set.
       machine: that is to train.
       weights: pretrained ones to start from; None: random weights.
-      asked: fields that were set on the command line, which win.
+      asked: fields that were set on the command line, which win; length and rate are for an
+        asked batch.
     """
     by_machine = on_cpu if machine.platform == "cpu" else on_accelerator
     plan = by_machine.choose(facts, machine, weights, asked)

@@ -99,7 +99,7 @@ def gradients(
         )
         output, mixed = teach(
             model, teacher, mixed_look, batch.strong, config, criteria,
-            hard=config.gt_score_threshold or None, soften=config.soft_background,
+            hard=config.gt_score_threshold, soften=config.soft_background,
         )  # fmt: skip
         of_normal: Metrics = {}
         if normal_look is not None:
@@ -145,7 +145,7 @@ def teach(
     config: Any,
     criteria: Criteria,
     *,
-    hard: float | None,
+    hard: float,
     soften: bool,
 ) -> tuple[TeacherOutput, Lesson]:
     """The teacher's part: from its look at the weak view it makes mixed targets for the strong one.
@@ -158,7 +158,7 @@ def teach(
       config: `config.mixtraining`.
       criteria: by which it is done.
       hard: the rating at or below which human boxes are left out, unless the criteria have one;
-        None: none is.
+        0: none is.
       soften: the teacher is asked of the RoIs in the student's loss.
 
     Returns:
@@ -184,7 +184,7 @@ def teach(
     drawn = human
     if criteria.box_share is not None:
         drawn = mixing.draw_anew(human, there, criteria.box_share)
-    limit = hard if criteria.least_rating is None else criteria.least_rating
+    limit = (hard or None) if criteria.least_rating is None else criteria.least_rating
     combined, assignment = mixing.combine(drawn, ratings, pseudo, config, limit)
     output = TeacherOutput(detections, human, ratings, combined, assignment, look.exact)
     ask_teacher = None
@@ -228,7 +228,7 @@ def normal_half(
     if config.mend_normal:
         output, lesson = teach(
             model, teacher, look, look.view, config, criteria,
-            hard=config.normal_gt_score_threshold or None, soften=config.soften_normal,
+            hard=config.normal_gt_score_threshold, soften=config.soften_normal,
         )  # fmt: skip
         counts = measuring.of_boxes(output.assignment, "_normal", sum_over_devices)
         return lesson, counts

@@ -35,9 +35,8 @@ class Judge:
             "val": _dataset(asked, files.val, files.val_images),
             "held_out": _dataset(asked, files.held_out, files.images),
         }
-        self._unseen = None
         if files.unseen is not None and files.unseen_images is not None:
-            self._unseen = _dataset(asked, files.unseen, files.unseen_images)
+            self._sets["unseen"] = _dataset(asked, files.unseen, files.unseen_images)
         asked = load.override_all(asked, {"model.roi_head.score_threshold": str(LOWEST)})
         self._config = resolve(asked, val=self._sets["val"], devices=parallel.device_count())
         asked = self._config
@@ -46,31 +45,32 @@ class Judge:
     def score(self, workdir: pathlib.Path, which: str, step: int) -> dict[str, Any]:
         """Returns the figures of one set of weights; thresholds are chosen on held-out labels."""
         params = self._weights(workdir, which, step)
-        found = {name: self._detect(params, dataset) for name, dataset in self._sets.items()}
+        found = {name: self._detect(params, name) for name in ("val", "held_out")}
         clean, noisy = (
             points.match(self._sets[name].ground_truth, found[name]) for name in ("val", "held_out")
         )
-        precision = self._average_precision(self._sets["val"], found["val"])
-        return {**precision, **working_points(clean, noisy)}
+        return {**self._average_precision("val", found["val"]), **working_points(clean, noisy)}
 
-    def unseen(self, workdir: pathlib.Path, which: str, step: int) -> dict[str, float] | None:
-        """Average precision on the images on which nothing was chosen; None: there are none."""
-        if self._unseen is None:
-            return None
-        found = self._detect(self._weights(workdir, which, step), self._unseen)
-        return self._average_precision(self._unseen, found)
+    def precision(
+        self, workdir: pathlib.Path, which: str, step: int, name: str
+    ) -> dict[str, float]:
+        """Average precision alone, on "val" or on "unseen" images; {}: there are none."""
+        if name not in self._sets:
+            return {}
+        found = self._detect(self._weights(workdir, which, step), name)
+        return self._average_precision(name, found)
 
     def _weights(self, workdir: pathlib.Path, which: str, step: int) -> Any:
         params, _ = checkpoint.load_weights(str(workdir), which, step)
         return parallel.replicate(params)
 
-    def _average_precision(self, dataset: Dataset, found: list[dict[str, Any]]) -> dict[str, float]:
+    def _average_precision(self, name: str, found: list[dict[str, Any]]) -> dict[str, float]:
         above = [entry for entry in found if entry["score"] > self._least]
-        metrics = coco.score(dataset.ground_truth, above)
-        return {name: metrics[name] for name in ("AP", "AP50", "AP75")}
+        metrics = coco.score(self._sets[name].ground_truth, above)
+        return {key: metrics[key] for key in ("AP", "AP50", "AP75")}
 
-    def _detect(self, params: Any, dataset: Dataset) -> list[dict[str, Any]]:
-        config = self._config
+    def _detect(self, params: Any, name: str) -> list[dict[str, Any]]:
+        config, dataset = self._config, self._sets[name]
         return detect.evaluate(self._predict, params, dataset, config.data, config.eval)[1]
 
 

@@ -284,10 +284,10 @@ def _warn(table: Annotations, name: str, unmatched: np.ndarray) -> None:
         "class names are used by several ids, which stay apart",
         of="ids",
     )
-    of_class = table.rows * len(table.categories) + table.labels
-    places, objects = np.unique(of_class[~table.crowd], return_counts=True)
-    crowded = np.unique(places[objects > _COCO_LIMIT] // max(1, len(table.categories)))
     if name != "train":
+        of_class = table.rows * len(table.categories) + table.labels
+        places, objects = np.unique(of_class[~table.crowd], return_counts=True)
+        crowded = np.unique(places[objects > _COCO_LIMIT] // max(1, len(table.categories)))
         table.findings.add(
             WARNING,
             _ids(table, unmatched),
