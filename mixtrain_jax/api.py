@@ -250,7 +250,8 @@ class Detector:
           folds: how many detectors to train first, each without a part of the images; 0: none.
           threshold: findings from this score on are applied in corrected.json.
           calibration: "own" learns from errors planted into these very labels; or what
-            `tools/benchmark_audit.py --fit` wrote; "": the package's.
+            `tools/benchmark_audit.py --fit` wrote; "own,FILE": missing boxes by such a file; "":
+            the package's.
           output: directory for audit.json, corrected.json and audit.html; default: audit in the
             run's workdir, audit_val for val.
 

@@ -4,8 +4,9 @@ python -m mixtrain_jax.audit --workdir=runs/mine
 
 A run's teacher looks at the labels it was trained on (--split=val: at the others), as it is and
 mirrored, with the student beside it. Boxes of the wrong class, badly drawn, missing, spurious and
-doubled ones come out with a score: of those with score p about p are right. --folds=2 first trains
-two detectors, each without half of the images, and lets each look at the half it has not seen.
+doubled ones come out with a score, an estimate of how probable it is that the finding is right.
+--folds=2 first trains two detectors, each without half of the images, and lets each look at the
+half it has not seen.
 
 Writes to --output (default: audit in the workdir) audit.json, corrected.json (COCO, with all
 findings above --threshold applied) and audit.html, a page to accept and reject them one by one.
@@ -90,7 +91,8 @@ def parse() -> argparse.ArgumentParser:
     parser.add_argument(
         "--calibration", metavar="FILE", default="",
         help="what findings are scored by: own (errors planted into these very labels, which are "
-        "looked at too) or what tools/benchmark_audit.py --fit wrote; default: the package's",
+        "looked at too), what tools/benchmark_audit.py --fit wrote, or own,FILE (missing boxes by "
+        "FILE); default: the package's",
     )  # fmt: skip
     parser.add_argument(
         "--threshold", type=float, default=0.5, help="least score applied in corrected.json"

@@ -36,25 +36,29 @@ class _Parser(argparse.ArgumentParser):
                 raise UserError(f"unknown flag {flag}; the nearest is {nearest}")
 
 
-def parser(description: str | None, *, config_required: bool = True) -> argparse.ArgumentParser:
+def parser(
+    description: str | None, *, config_required: bool = True, takes_config: bool = True
+) -> argparse.ArgumentParser:
     """Returns a parser with the flag --config; the caller adds its own with `add_argument`.
 
     Args:
       description: shown by --help, with its line breaks; a module's docstring suits.
       config_required: whether the command can do nothing without a config.
+      takes_config: whether it knows configs at all; if not, it has no flag --config.
     """
     result = _Parser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    result.set_defaults(config_required=config_required)
-    result.add_argument(
-        "--config",
-        metavar="FILE[:ARGUMENT]",
-        help="config file or a recipe's name, such as cascade:plain; --config.FIELD=VALUE changes "
-        "one of its fields",
-    )
+    result.set_defaults(config_required=config_required and takes_config)
+    if takes_config:
+        result.add_argument(
+            "--config",
+            metavar="FILE[:ARGUMENT]",
+            help="config file or a recipe's name, such as cascade:plain; --config.FIELD=VALUE "
+            "changes one of its fields",
+        )
     result.add_argument(
         "--version", action="version", version=f"mixtrain_jax {mixtrain_jax.__version__}"
     )
@@ -138,6 +142,10 @@ def _config(namespace: argparse.Namespace, overrides: dict[str, str]) -> tuple[A
     # Only now: --help is to answer at once.
     from mixtrain_jax.config import asked, load, own_data, recipes, saved
 
+    if not hasattr(namespace, "config"):
+        if overrides:
+            raise UserError(f"unknown flag --config.{next(iter(overrides))}: there is no config")
+        return None, saved.Origin()
     folder = getattr(namespace, "data", None)
     if namespace.config is not None:
         return asked.of_file(namespace.config, overrides, folder)

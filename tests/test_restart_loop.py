@@ -1,9 +1,12 @@
 """The loop that docs/tpu.md gives, around commands that end in every way."""
 
 import json
+import os
 import pathlib
 import shutil
+import signal
 import subprocess
+import time
 
 import pytest
 
@@ -62,6 +65,39 @@ def test_three_starts_in_vain_are_enough(tmp_path):
     done, left = run(tmp_path, ends)
     assert (done.returncode, left) == (71, [[0, 3]])
     assert "three times without a new checkpoint" in done.stderr
+
+
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
+def test_a_loop_that_is_asked_to_stop_starts_nothing_again(tmp_path, asked):
+    """The run is asked besides, and ends with 75 when it has saved."""
+    program = (
+        "import os, pathlib, signal, time\n"
+        f"signal.signal({int(asked)}, lambda *_: os._exit(75))\n"
+        f"pathlib.Path({str(tmp_path)!r}, 'begun').touch()\n"
+        "time.sleep(60)\n"
+    )
+    loop = subprocess.Popen(
+        ["sh", SCRIPT, tmp_path, "python3", "-S", "-c", program],
+        env={"PATH": "/usr/bin:/bin:/usr/local/bin", "PAUSE": "0"},
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell keeps ignoring
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "begun").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(loop.pid, asked)
+    assert loop.wait(timeout=30) == 75
+
+
+def test_a_bucket_that_cannot_be_listed_is_told_at_once(tmp_path):
+    (tmp_path / "bin").mkdir()
+    gcloud = tmp_path / "bin" / "gcloud"
+    gcloud.write_text("#!/bin/sh\necho not logged in >&2\nexit 1\n")
+    gcloud.chmod(0o755)
+    path = f"{tmp_path}/bin:/usr/bin:/bin"
+    done, left = run(tmp_path, [[0, None]], "gs://bucket/loop", PATH=path)
+    assert (done.returncode, left) == (2, [[0, None]])
+    assert "gcloud cannot list gs://bucket" in done.stderr
 
 
 @pytest.mark.slow

@@ -12,7 +12,6 @@ written, with the truth in it.
 
 import argparse
 import dataclasses
-import json
 import pathlib
 import sys
 from collections.abc import Callable
@@ -33,7 +32,7 @@ from mixtrain_jax.data.sources import text_files
 from mixtrain_jax.data.sources.load import load_dataset
 from mixtrain_jax.errors import STOPPED, UserError
 from mixtrain_jax.evaluation.audit import audit
-from mixtrain_jax.runtime import parallel
+from mixtrain_jax.runtime import parallel, storage
 from mixtrain_jax.training.folds import judges
 from mixtrain_jax.training.run import stoppable
 from tools.plant_errors import id_at, plant
@@ -46,7 +45,12 @@ def main(flags: argparse.Namespace) -> int:
     """Trains the detectors, then writes a dump for every level and seed; returns the exit code."""
     process.prepare(flags.config, training=True)
     parallel.start()
-    workdir, output = flags.workdir, pathlib.Path(flags.output)
+    workdir, output = flags.workdir, storage.local(flags.output, "--output")
+    if flags.config.data.source != "coco":
+        raise UserError(
+            f"the run's labels are {flags.config.data.source}: errors are planted into COCO files "
+            "alone; convert them with tools/convert_dataset.py, and train on these"
+        )
     truth = text_files.read_json(flags.truth)
     damages = {
         f"{level}-{seed}": plant(truth, "errors", level, seed)
@@ -56,15 +60,17 @@ def main(flags: argparse.Namespace) -> int:
     dataset = load_dataset(flags.config.data, "train")
     if dataset.image_ids.tolist() != [image["id"] for image in truth["images"]]:
         raise UserError(f"{flags.truth}: its images are not those of the run, in their order")
+    storage.make_directory(output)
     with stoppable() as stop:
         found = judges(flags.config, dataset, workdir, epath.Path(workdir), "train", FOLDS, stop)
     if found is None:
         return STOPPED
-    output.mkdir(parents=True, exist_ok=True)
     for name, (damaged, said) in damages.items():
         path = output / f"{name}.json"
-        path.write_text(json.dumps(damaged))
-        config = load.override_all(flags.config, {"data.train.annotations": str(path)})
+        storage.write_json(path, damaged)
+        # What it holds is train already, also where the run's train is a part of a file.
+        changes = {"data.train.annotations": str(path), "data.val_share": "0"}
+        config = load.override_all(flags.config, changes)
         planted = load_dataset(config.data, "train")
         folder = epath.Path(output / name)
         audit(config, planted, found, folder, split="train", seen="out of fold", dump=True)

@@ -29,7 +29,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # of a pla
 
 import jax
 
-from mixtrain_jax.errors import UserError
+from mixtrain_jax.errors import BAD_INPUT, UserError
 from mixtrain_jax.runtime import memory, parallel, storage
 from tools.benchmarks import measure, models, ops
 
@@ -84,7 +84,7 @@ def main() -> int:
     """Runs the chosen cases one after the other; returns the exit code."""
     flags = _parser().parse_args()
     if flags.run:
-        flags.json.write_text(json.dumps(run(flags.run, flags)))
+        storage.write_json(flags.json, run(flags.run, flags))
         return 0
     here = in_own_process("machine", flags)
     cases = flags.cases.split(",") if flags.cases else default_cases(here["accelerator"])
@@ -96,19 +96,26 @@ def main() -> int:
         return 2
     print(here["machine"], flush=True)
     tables: dict[str, list[measure.Row]] = {}
+    failed = []
     for case in cases:
         search = here["accelerator"] and not flags.batch and case in models.CASES
         search = search and models.CASES[case].trains
         print(f"{case} ...", file=sys.stderr, flush=True)
-        found = largest(case, flags) if search else in_own_process(case, flags)
+        try:
+            found = largest(case, flags) if search else in_own_process(case, flags)
+        except (UserError, MemoryError) as problem:
+            what = "does not fit into memory" if isinstance(problem, MemoryError) else problem
+            print(f"error: {case}: {what}", file=sys.stderr, flush=True)
+            failed.append(case)
+            continue
         for kind, rows in found.items():
             tables.setdefault(kind, []).extend(rows)
     tables |= ratio(tables.get("models", []))
     for kind, rows in tables.items():
         print("\n" + markdown(rows, COLUMNS[kind]), flush=True)
     if flags.json:
-        storage.write_json(flags.json, here | {"tables": tables}, indent=1)
-    return 0
+        storage.write_json(flags.json, here | {"tables": tables, "failed": failed}, indent=1)
+    return BAD_INPUT if failed else 0
 
 
 def default_cases(accelerator: bool) -> list[str]:
@@ -138,7 +145,7 @@ def in_own_process(case: str, flags: argparse.Namespace, batch: int = 0) -> dict
     if "RESOURCE_EXHAUSTED" in done.stderr:
         raise MemoryError(done.stderr)
     print(done.stderr, file=sys.stderr)
-    raise UserError(f"case {case} failed")
+    raise UserError("it failed, as said above")
 
 
 def largest(case: str, flags: argparse.Namespace) -> dict[str, Any]:
@@ -146,7 +153,7 @@ def largest(case: str, flags: argparse.Namespace) -> dict[str, Any]:
     for batch in BATCHES:
         with contextlib.suppress(MemoryError):
             return in_own_process(case, flags, batch)
-    raise UserError(f"case {case} does not fit into memory")
+    raise MemoryError
 
 
 def run(case: str, flags: argparse.Namespace) -> dict[str, Any]:
@@ -224,7 +231,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--cases", help="names with commas in between; all that make sense here")
-    parser.add_argument("--json", type=pathlib.Path, help="file to write the figures to")
+    parser.add_argument("--json", metavar="FILE", help="file to write the figures to")
     parser.add_argument(
         "--profile", type=pathlib.Path, help="folder for a trace of one call of each model"
     )

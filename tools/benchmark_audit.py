@@ -72,6 +72,8 @@ def with_truth(data: Dump, path: str) -> Dump:
         )
     places = {int(number): row for row, number in enumerate(data.image_ids)}
     rows = np.array([places.get(entry["id"], -1) for entry in content["images"]])
+    if not (rows >= 0).any():
+        raise UserError(f"{path}: none of its images, by their ids, is in the dump")
     table = table.take(rows[table.image] >= 0)
     table = dataclasses.replace(table, image=rows[table.image].astype(np.int32))
     return dataclasses.replace(
@@ -339,7 +341,9 @@ def main(flags: argparse.Namespace) -> None:
         report[path] = {name: score(one, errors, flags.rounds) for name, one in found.items()}
         count = {k: int((errors.kinds == n).sum()) for n, k in enumerate(KINDS) if n != MISSING}
         count["missing"] = len(errors.missing)
-        print(f"\n{path}: {len(data.human)} human boxes, errors {count}; {data.note}\n")
+        judged = errors.images[data.human.image].sum()
+        where = f"in {errors.images.sum()} of {len(errors.images)} images, which have a truth"
+        print(f"\n{path}: {judged} human boxes {where}, errors {count}; {data.note}\n")
         print(table(report[path]))
         print(f"\n{list(found)[-1]}: {repair(data, found[list(found)[-1]])}")
     if flags.output:

@@ -32,6 +32,7 @@ targets.prepare()
 
 import jax
 import numpy as np
+from etils import epath
 
 from mixtrain_jax import cli
 from mixtrain_jax.config import load, rules
@@ -86,8 +87,7 @@ def main(flags: argparse.Namespace) -> int:
             verdict, row = "", "{:10.2f} {:10.2f} {:6.2f} {:7.2f}".format(*sizes)
             text = compiled.as_text()
             if flags.text:
-                flags.text.mkdir(parents=True, exist_ok=True)
-                (flags.text / f"{name}.txt").write_text(text)
+                storage.write(epath.Path(flags.text) / f"{name}.txt", text.encode())
             numbers |= reckoning.summary(reckoning.look(hlo.parse(text), rounds), card.peak, each)
         numbers["compile_seconds"] = time.perf_counter() - start
         fits = "fits" if numbers["fits"] else "does not fit"
@@ -104,7 +104,7 @@ def main(flags: argparse.Namespace) -> int:
 def assumed(config: Any, batch_size: int | None = None) -> Any:
     """The config with COCO's classes, some length and a batch size, resolved without data."""
     changes = {"steps": str(config.steps or STEPS)}
-    if batch_size:
+    if batch_size is not None:
         changes["batch_size"] = str(batch_size)
     return resolve(load.override_all(config, changes), classes=config.model.num_classes or CLASSES)
 
@@ -158,6 +158,10 @@ def _rounds(given: Sequence[str]) -> dict[str, float]:
         pattern, equals, count = text.rpartition("=")
         if not equals or not re.fullmatch(r"\d+(\.\d+)?", count):
             raise UserError(f"--rounds={text}: write PATTERN=COUNT, such as roi_head=2")
+        try:
+            re.compile(pattern)
+        except re.error as problem:
+            raise UserError(f"--rounds={text}: no regular expression: {problem}") from None
         found[pattern] = float(count)
     return found
 
@@ -209,8 +213,8 @@ def parse() -> argparse.ArgumentParser:
         help="how often loops of unknown length run whose place fits a regular expression; the "
         "first that fits counts (may be repeated); others are taken to run once",
     )
-    parser.add_argument("--json", type=pathlib.Path, help="file to write the numbers to")
-    parser.add_argument("--text", type=pathlib.Path, help="folder for the compiled programs")
+    parser.add_argument("--json", metavar="FILE", help="file to write the numbers to")
+    parser.add_argument("--text", metavar="DIR", help="folder for the compiled programs")
     return parser
 
 

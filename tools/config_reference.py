@@ -5,6 +5,7 @@ python tools/config_reference.py
 
 import argparse
 import pathlib
+import re
 import sys
 from collections.abc import Iterator
 
@@ -39,7 +40,7 @@ def _group(name: str, group: schema.Group) -> Iterator[str]:
         for key, field in fields.items():
             full = f"{name}.{key}" if name else key
             value = "unset" if field.default is None else f"`{field.default!r}`"
-            rule = field.rule.text if field.rule else ""
+            rule = re.sub(r"\b(make it|choose|give) ", "", field.rule.text) if field.rule else ""
             yield f"| `{full}` | {value} | {field.help} | {rule} | {field.kind} |\n"
     for key, each in group.items():
         if not isinstance(each, schema.Field):

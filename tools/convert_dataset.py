@@ -20,13 +20,16 @@ from mixtrain_jax import cli
 from mixtrain_jax.config import load, recipes
 from mixtrain_jax.data.sources import headers, layout, writers
 from mixtrain_jax.data.sources.annotations import Annotations
+from mixtrain_jax.data.sources.image_files import Exif
 from mixtrain_jax.data.sources.load import read_annotations, same_categories
-from mixtrain_jax.data.sources.report import LEFT_OUT
+from mixtrain_jax.data.sources.report import LEFT_OUT, WARNING
 from mixtrain_jax.errors import UserError
 from mixtrain_jax.runtime import storage
 
 
-def convert(folder: str, to: str, output: epath.Path, images: writers.Images) -> list[str]:
+def convert(
+    folder: str, to: str, output: epath.Path, images: writers.Images, exif: Exif = "auto"
+) -> list[str]:
     """Writes each split of a data set in another format; returns what is to be told, in lines.
 
     Args:
@@ -34,6 +37,7 @@ def convert(folder: str, to: str, output: epath.Path, images: writers.Images) ->
       to: "coco", "voc" or "yolo".
       output: folder of the new one.
       images: "copy", "link" or "none".
+      exif: whether boxes are of the images as EXIF turns them: `config.data.exif`.
 
     Raises:
       UserError: the data set cannot be read, its splits have other classes, or `output` is not
@@ -47,8 +51,19 @@ def convert(folder: str, to: str, output: epath.Path, images: writers.Images) ->
     for split in found.parts:
         part = split if data[split].annotations or data[split].images else "train"
         table = read_annotations(data, part)
-        table, _ = headers.look(table, data.exif, split, data.white)
-        tables[split] = table if images == "none" else _with_images(table)
+        table, reading = headers.look(table, exif, split, data.white)
+        table = table if images == "none" else _with_images(table)
+        if to == "yolo":
+            table = _of_known_size(table, reading.exif)
+        if to == "yolo" and reading.exif == "stored":
+            table.findings.add(
+                WARNING,
+                [split],
+                "split of images that are not turned as EXIF asks, which YOLO cannot say: train on "
+                "it with --config.data.exif=stored",
+                of="",
+            )
+        tables[split] = table
     same_categories({split: table.categories for split, table in tables.items()})
     told = []
     for split, table in tables.items():
@@ -70,19 +85,38 @@ def _with_images(table: Annotations) -> Annotations:
     return table.take(np.setdiff1d(np.arange(len(table)), missing))
 
 
+def _of_known_size(table: Annotations, exif: Exif) -> Annotations:
+    """The images whose files are as large as declared, as YOLO declares no sizes."""
+    other = [
+        row
+        for row in range(len(table))
+        if (size := headers.size_of(table, row, exif)) and size != tuple(table.sizes[row].tolist())
+    ]
+    if not other:
+        return table
+    table.findings.add(
+        LEFT_OUT, [table.files[row] for row in other], "images of another size than declared", of=""
+    )
+    return table.take(np.setdiff1d(np.arange(len(table)), other))
+
+
 def main(flags: argparse.Namespace) -> None:
     """Converts what the flags name."""
-    told = convert(flags.folder, flags.to, epath.Path(flags.output), flags.images)
+    told = convert(flags.folder, flags.to, epath.Path(flags.output), flags.images, flags.exif)
     print("\n".join([*told, f"wrote {flags.output}"]))
 
 
 def parse() -> argparse.ArgumentParser:
     """Returns the program's flags."""
-    parser = cli.parser(__doc__, config_required=False)
+    parser = cli.parser(__doc__, takes_config=False)
     parser.add_argument("folder", metavar="FOLDER", help="the data set, its data.yaml or its JSON")
     parser.add_argument("--to", required=True, choices=tuple(writers.WRITERS), help="the format")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the new data set")
     parser.add_argument("--images", default="copy", choices=("copy", "link", "none"))
+    parser.add_argument(
+        "--exif", default="auto", choices=("auto", "upright", "stored"),
+        help="whether boxes are of the images as EXIF turns them, or as they are stored",
+    )  # fmt: skip
     return parser
 
 

@@ -30,7 +30,7 @@ from mixtrain_jax import cli
 from mixtrain_jax.data.sources.load import val_categories
 from mixtrain_jax.errors import UserError
 from mixtrain_jax.models import detector, torch_names
-from mixtrain_jax.runtime import checkpoint
+from mixtrain_jax.runtime import checkpoint, storage
 from mixtrain_jax.types import Params
 
 State = dict[str, np.ndarray]  # arrays by PyTorch's names, or by our paths
@@ -100,9 +100,17 @@ def main(flags: argparse.Namespace) -> None:
 
     params = {which: torch_names.unflatten(found) for which, found in matched.items()}
     categories = name_classes(config)
-    meta = {"config": config.to_dict()} | ({"categories": categories} if categories else {})
+    meta = {"config": _without_data(config)} | ({"categories": categories} if categories else {})
     checkpoint.save_weights(flags.output, params[flags.weights], params.get("teacher"), meta)
     print(f"wrote {flags.output}")
+
+
+def _without_data(config: Any) -> dict[str, Any]:
+    """The config's fields without paths of data: what the weights have seen is not known."""
+    fields = config.to_dict()
+    for split in ("train", "val", "test"):
+        fields["data"][split] |= {"annotations": "", "images": "", "list": "", "split": ""}
+    return fields
 
 
 def read(path: epath.Path) -> State:
@@ -112,9 +120,9 @@ def read(path: epath.Path) -> State:
       UserError: the file is missing, damaged, holds no tensors or more than data, or needs PyTorch.
     """
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+        content = storage.read(path)
+    except FileNotFoundError:
+        raise UserError(f"cannot read {path}: there is no such file") from None
     state = (
         _read_safetensors(path, content)
         if path.suffix == ".safetensors"

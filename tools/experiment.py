@@ -336,7 +336,7 @@ def main(flags: argparse.Namespace) -> int:
 
 def parse() -> argparse.ArgumentParser:
     """Returns the program's flags."""
-    parser = cli.parser(__doc__, config_required=False)
+    parser = cli.parser(__doc__, takes_config=False)
     parser.add_argument("--suite", required=True, help=f"one of {', '.join(SUITES)}")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the results")
     parser.add_argument("--source", metavar="FOLDER", help="of the data that a suite needs")

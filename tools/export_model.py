@@ -100,6 +100,8 @@ def archive(asked: Any, weights: detect.Weights, platforms: tuple[str, ...]) -> 
         "platforms": list(platforms),
         "weights": names,
         "preprocessing": {
+            "exif": "as stored" if config.data.exif == "stored" else "turned upright",
+            "white": config.data.white,
             "resize": "bilinear, half-pixel centres, no antialiasing, rounded to whole levels",
             "in the programs": {
                 "mean": list(config.data.mean),

@@ -10,14 +10,13 @@ import pathlib
 import sys
 
 import numpy as np
-from etils import epath
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # of a plain checkout
 
 from mixtrain_jax import cli
 from mixtrain_jax.errors import UserError
 from mixtrain_jax.models import swin, torch_names
-from mixtrain_jax.runtime import checkpoint
+from mixtrain_jax.runtime import checkpoint, storage
 from mixtrain_jax.types import Params
 
 
@@ -27,6 +26,8 @@ def main(flags: argparse.Namespace) -> None:
         import torch
     except ImportError as error:
         raise UserError("writing a PyTorch file needs PyTorch: pip install torch") from error
+    if storage.exists(flags.output):
+        raise UserError(f"{flags.output} exists; remove it or choose another --output")
     state: dict[str, np.ndarray] = {}
     meta: dict = {}
     for which in ("student", "teacher") if flags.weights == "both" else (flags.weights,):
@@ -41,10 +42,7 @@ def main(flags: argparse.Namespace) -> None:
     }
     content = io.BytesIO()
     torch.save(file, content)
-    try:
-        epath.Path(flags.output).write_bytes(content.getvalue())
-    except OSError as error:
-        raise UserError(f"cannot write {flags.output}: {error.strerror or error}") from error
+    storage.write(flags.output, content.getvalue())
     print(f"wrote {len(state)} tensors to {flags.output}")
 
 
@@ -63,7 +61,7 @@ def state_dict(params: Params) -> dict[str, np.ndarray]:
 
 def parse() -> argparse.ArgumentParser:
     """Returns the command's flags."""
-    parser = cli.parser(__doc__, config_required=False)
+    parser = cli.parser(__doc__, takes_config=False)
     parser.add_argument("--checkpoint", required=True, help="a workdir, or a checkpoint's path")
     parser.add_argument("--output", required=True, help="PyTorch file to write")
     parser.add_argument(

@@ -96,7 +96,7 @@ def compare(
 
 def parse() -> argparse.ArgumentParser:
     """Returns the command's flags."""
-    parser = cli.parser(__doc__, config_required=False)
+    parser = cli.parser(__doc__, takes_config=False)
     parser.add_argument("--only", choices=("fit", "check"), help="one of the two groups")
     return parser
 

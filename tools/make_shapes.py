@@ -497,7 +497,12 @@ def main(arguments: list[str]) -> None:
         parser.error("--size: objects need pictures of at least 64 pixels")
     if min(options.train, options.val, options.seed) < 0:
         parser.error("--train, --val and --seed cannot be negative")
-    make(**vars(options))
+    if "://" in options.output:
+        parser.error(f"--output={options.output}: pictures are drawn into a local folder")
+    try:
+        make(**vars(options))
+    except OSError as problem:
+        parser.error(f"--output={options.output}: {problem.strerror or problem}")
 
 
 if __name__ == "__main__":

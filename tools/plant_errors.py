@@ -53,6 +53,8 @@ def plant(truth: dict[str, Any], kind: str, level: float, seed: int) -> tuple[di
     if kind not in KINDS:
         raise UserError(f"noise '{kind}': choose from {', '.join(KINDS)}")
     table, places, categories = from_coco(truth, "the clean labels")
+    if not truth["images"]:
+        raise UserError("the clean labels: there are no images")
     for image in truth["images"]:
         if not (image.get("height") and image.get("width")):
             name = image.get("file_name", image["id"])
@@ -100,6 +102,8 @@ def main(flags: argparse.Namespace) -> None:
     source, target = storage.absolute(flags.annotations), storage.absolute(flags.output)
     if os.path.realpath(source) == os.path.realpath(target):
         raise UserError(f"--output={flags.output} is the file that is read; choose another")
+    if storage.exists(target):
+        raise UserError(f"{flags.output} exists; remove it or choose another --output")
     content, said = plant(text_files.read_json(source), kind, share, flags.seed)
     storage.write_json(target, content)
     print(f"wrote {flags.output}: {said}")
@@ -107,7 +111,7 @@ def main(flags: argparse.Namespace) -> None:
 
 def parse() -> argparse.ArgumentParser:
     """Returns the program's flags."""
-    parser = cli.parser(__doc__, config_required=False)
+    parser = cli.parser(__doc__, takes_config=False)
     parser.add_argument("annotations", metavar="COCO.json", help="good labels")
     parser.add_argument("--noise", required=True, help=f"KIND:LEVEL, of {', '.join(KINDS)}")
     parser.add_argument("--seed", type=int, default=0)

@@ -289,6 +289,9 @@ def from_json(values: dict[str, Any]) -> dict[str, tuple[Model, Model]]:
     """Returns the models that `calibrate.to_json` wrote."""
 
     def model(fields: dict[str, Any]) -> Model:
-        return Model(**{k: np.asarray(v, np.float64) for k, v in fields.items()})
+        arrays = {k: np.asarray(v, np.float64) for k, v in fields.items()}
+        if not all(np.isfinite(array).all() for array in arrays.values()):
+            raise ValueError("numbers that are not finite")
+        return Model(**arrays)
 
     return {level: (model(a), model(b)) for level, (a, b) in values["levels"].items()}

@@ -240,7 +240,8 @@ MIXTRAINING: Group = {
     "mend_normal": Field(False, "beyond the paper: mixed targets for the normal half too"),
     "normal_gt_score_threshold": Field(
         0.0,
-        "with mend_normal and mixed_augmentation: the same there; 0: none is left out",
+        "with mend_normal and mixed_augmentation: gt_score_threshold in the normal half; 0: none "
+        "is left out",
         _SHARE,
     ),
     "soften_normal": Field(

@@ -150,7 +150,7 @@ def _big_detector(weights: PretrainedWeights | None, remat: bool) -> list[plans.
                 ),
             ]
     if remat:
-        lines.append(plans.Line("model.remat", True, "saves memory, costs about a third more time"))
+        lines.append(plans.Line("model.remat", True, "less memory: activations are computed twice"))
     return lines
 
 

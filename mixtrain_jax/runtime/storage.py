@@ -62,6 +62,13 @@ def is_local(path: epath.PathLike) -> bool:
     return "://" not in os.fspath(path)
 
 
+def local(path: epath.PathLike, flag: str) -> pathlib.Path:
+    """A path of this machine's file system; raises UserError, with the flag's name, for others."""
+    if not is_local(path):
+        raise UserError(f"{flag}={path}: it is written to this machine alone; name a local path")
+    return pathlib.Path(path)
+
+
 def absolute(path: epath.PathLike) -> epath.Path:
     """A path that does not depend on the working directory; those of object stores never do."""
     found = epath.Path(path)

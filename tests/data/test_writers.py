@@ -1,6 +1,7 @@
 """Round trips: what was written in one format is read back, and written in the next."""
 
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -93,6 +94,61 @@ def test_voc_has_whole_pixels(tmp_path):
     corners = [f"<{c}>{v}</{c}>" for c, v in zip(("xmin", "ymin", "xmax", "ymax"), (4, 6, 24, 15))]
     assert "".join(corners) in text.replace("\n", "").replace(" ", "")
     assert any("1 boxes are rounded to whole pixels" in line for line in told)
+
+
+def test_two_classes_of_one_name_stay_two_in_voc(tmp_path):
+    cases.coco(tmp_path / "a")
+    for split in cases.SPLITS:
+        file = tmp_path / "a" / "annotations" / f"{split}.json"
+        content = json.loads(file.read_text())
+        for category in content["categories"]:
+            category["name"] = "plate"
+        file.write_text(json.dumps(content))
+    labels = [each.tolist() for each in read(tmp_path / "a").labels]
+    assert len({label for each in labels for label in each}) == 2
+    convert(str(tmp_path / "a"), "voc", epath.Path(tmp_path / "b"), "copy")
+    there = read(tmp_path / "b")
+    assert [c["name"] for c in there.categories] == ["plate (1)", "plate (2)"]
+    assert [each.tolist() for each in there.labels] == labels
+
+
+@pytest.mark.parametrize("exif", ["auto", "upright"])
+def test_yolo_cannot_say_that_images_are_not_turned(tmp_path, exif):
+    cases.coco(tmp_path / "a")
+    cases.turned([6, 8, 5, 7], "stored", "stored")(tmp_path / "a")
+    told = "\n".join(convert(str(tmp_path / "a"), "yolo", epath.Path(tmp_path / "b"), "copy", exif))
+    assert ("train on it with --config.data.exif=stored" in told) == (exif == "auto")
+    overrides = own_data.of_folder(
+        str(tmp_path / "b"), {"data.val_share": "0", "data.exif": "stored"}
+    )
+    there = load_dataset(configs.override_all(recipes.base(), overrides).data, "train")
+    if exif == "auto":
+        assert_same(there, read(tmp_path / "a"), atol=1e-3)
+
+
+@pytest.mark.parametrize("to", ["yolo", "coco"])
+def test_images_of_another_size_are_left_out_where_sizes_are_not_kept(tmp_path, to):
+    cases.coco(tmp_path / "a")
+    file = tmp_path / "a" / "annotations" / "train.json"
+    content = json.loads(file.read_text())
+    content["images"][0]["width"] *= 2
+    file.write_text(json.dumps(content))
+    told = convert(str(tmp_path / "a"), to, epath.Path(tmp_path / "b"), "copy")
+    assert len(read(tmp_path / "b")) == cases.COUNT - (to == "yolo")
+    said = [line for line in told if "1 images of another size than declared" in line]
+    assert len(said) == (to == "yolo"), told
+
+
+def test_copies_and_no_links_come_into_a_bucket(tmp_path, bucket):
+    cases.coco(tmp_path / "a")
+    with pytest.raises(UserError, match="a bucket knows no links; --images=copy copies"):
+        convert(str(tmp_path / "a"), "yolo", epath.Path("gs://bucket/linked"), "link")
+    convert(str(tmp_path / "a"), "yolo", epath.Path("gs://bucket/copied"), "copy")
+    names = bucket.names("copied/images/train/")
+    assert len(names) == cases.COUNT
+    for name in names:
+        original = next((tmp_path / "a").rglob(pathlib.Path(name).name))
+        assert bucket.content(name) == original.read_bytes()
 
 
 def test_nothing_is_written_over(tmp_path):

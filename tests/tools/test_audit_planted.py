@@ -1,12 +1,14 @@
 import numpy as np
 import pytest
 
+from mixtrain_jax import cli
 from mixtrain_jax.auditing import measure
 from mixtrain_jax.auditing.dump import Dump, Look
 from mixtrain_jax.auditing.findings import CLASS, PLACE, SPURIOUS
 from mixtrain_jax.auditing.labels import Detections, from_coco
 from mixtrain_jax.auditing.noise import Planted
 from mixtrain_jax.errors import UserError
+from tools import audit_planted
 from tools.audit_planted import with_truth
 from tools.plant_errors import plant
 
@@ -54,6 +56,18 @@ def test_clean_labels_need_no_ids():
     made = [with_truth(seen(d), t, d, "clean") for d, t in ((damaged, truth), (numbered, TRUTH))]
     np.testing.assert_array_equal(made[0].source, made[1].source)
     assert 0 < (made[0].source < 0).sum() < len(made[0].source)
+
+
+@pytest.mark.parametrize(
+    ("output", "source", "told"),
+    [("gs://bucket/planted", "coco", "name a local path"), ("x", "voc", "labels are voc: errors")],
+)
+def test_what_cannot_be_written_is_told_first(tmp_path, capsys, output, source, told):
+    flags = [f"--workdir={tmp_path}", "--truth=no.json", f"--output={output}"]
+    recipe = ["--config=quickstart", f"--config.data.source={source}"]
+    with pytest.raises(SystemExit, match="2"):
+        cli.run(audit_planted.main, audit_planted.parse(), [*flags, *recipe])
+    assert told in capsys.readouterr().err
 
 
 def test_another_order_of_the_images_is_told():

@@ -127,6 +127,10 @@ def test_better_labels_come_from_a_coco_file(tmp_path):
         ours, theirs = (t.take(t.image == row) for t in (found.truth, kept))
         np.testing.assert_allclose(ours.boxes[::-1], theirs.boxes, atol=1e-3)
         assert ours.labels[::-1].tolist() == theirs.labels.tolist()
+    strangers = content | {"images": [{"id": 999}], "annotations": []}
+    path.write_text(json.dumps(strangers))
+    with pytest.raises(UserError, match="none of its images, by their ids, is in the dump"):
+        benchmark_audit.with_truth(bare, str(path))
     content["categories"][0]["name"] = "other"
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match="its categories are .*other"):

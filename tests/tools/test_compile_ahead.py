@@ -51,6 +51,18 @@ def test_without_the_compiler_it_says_what_to_install(monkeypatch, capsys, targe
     assert capsys.readouterr().err == f"error: {message}\n"
 
 
+def test_loops_are_named_by_regular_expressions():
+    assert compile_ahead._rounds(["roi_head=2"]) == {"roi_head": 2}
+    for odd, message in (("roi_head(=2", "no regular expression"), ("2", "write PATTERN=COUNT")):
+        with pytest.raises(compile_ahead.UserError, match=message):
+            compile_ahead._rounds([odd])
+
+
+def test_a_batch_of_no_image_is_refused():
+    with pytest.raises(compile_ahead.UserError, match="batch_size"):
+        compile_ahead.assumed(tiny.get_config("folder"), 0)
+
+
 def test_a_bucket_has_two_sides():
     with pytest.raises(compile_ahead.UserError, match=r"--bucket=800: write HEIGHTxWIDTH"):
         compile_ahead._buckets(tiny.get_config("folder"), ["800"])

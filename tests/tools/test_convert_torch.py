@@ -296,7 +296,7 @@ def test_half_precision_becomes_float32(resnet, tmp_path):
         np.testing.assert_array_equal(back[name], array.astype(np.float32), strict=True)
 
 
-def test_classes_come_from_the_file_and_names_from_the_annotations(tmp_path):
+def test_classes_come_from_the_file_and_names_from_the_annotations(tmp_path, capsys):
     with_classes = config_file(tmp_path, RESNET + "    c.model.num_classes = 3\n")
     source = save_safetensors(tmp_path / "a.safetensors", resnet_state(with_classes))
     without = config_file(tmp_path, RESNET)
@@ -309,6 +309,13 @@ def test_classes_come_from_the_file_and_names_from_the_annotations(tmp_path):
     _, meta = checkpoint.load_weights(tmp_path / "out")
     assert meta["config"]["model"]["num_classes"] == 3
     assert [tuple(c.values()) for c in meta["categories"]] == [(2, "a"), (4, "b"), (7, "c")]
+    assert meta["config"]["data"]["channels"] == "rgb"
+    where = [meta["config"]["data"][split]["annotations"] for split in ("train", "val", "test")]
+    assert where == ["", "", ""]  # they are the recipe's: what the weights have seen is not known
+    for output in (tmp_path / "a.safetensors", tmp_path / "b.pth"):
+        code = run(export_torch, f"--checkpoint={tmp_path / 'out'}", f"--output={output}")
+        assert code == (2 if output == source else 0)
+    assert "exists; remove it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("length", [0, 5, 200, -4])

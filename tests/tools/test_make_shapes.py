@@ -14,9 +14,13 @@ from tools import make_shapes
 PROGRAM = pathlib.Path(make_shapes.__file__)
 
 
-def run(*flags):
+def run(*flags, cwd=None):
     return subprocess.run(
-        [sys.executable, str(PROGRAM), *flags], capture_output=True, text=True, check=False
+        [sys.executable, str(PROGRAM), *flags],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
     )
 
 
@@ -249,6 +253,15 @@ def test_bad_flags_are_refused_before_anything_is_written(flag, told, tmp_path):
     assert done.returncode == 2
     assert told in done.stderr.splitlines()[-1]
     assert not (tmp_path / "x").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    for output, told in (("gs://bucket/shapes", "a local folder"), ("file/x", "Not a directory")):
+        done = run(f"--output={output}", cwd=tmp_path)
+        assert done.returncode == 2
+        assert told in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+        assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_help_says_what_is_written():

@@ -23,6 +23,7 @@ TRUTH = {
 def run(tmp_path, *flags):
     source, output = tmp_path / "clean.json", tmp_path / "damaged.json"
     source.write_text(json.dumps(TRUTH))
+    output.unlink(missing_ok=True)
     arguments = [str(source), f"--output={output}", *flags]
     with pytest.raises(SystemExit) as ended:
         cli.run(plant_errors.main, plant_errors.parse(), arguments)
@@ -78,6 +79,28 @@ def test_the_file_that_is_read_is_not_written_over(tmp_path, monkeypatch, capsys
     assert ended.value.code == BAD_INPUT
     assert "is the file that is read; choose another" in capsys.readouterr().err
     assert json.loads((tmp_path / "clean.json").read_text()) == TRUTH
+
+
+def test_no_other_file_is_written_over(tmp_path, capsys):
+    (tmp_path / "clean.json").write_text(json.dumps(TRUTH))
+    (tmp_path / "val.json").write_text("{}")
+    arguments = ["--noise=errors:0.1", f"--output={tmp_path}/val.json", f"{tmp_path}/clean.json"]
+    with pytest.raises(SystemExit, match="2"):
+        cli.run(plant_errors.main, plant_errors.parse(), arguments)
+    assert "val.json exists; remove it or choose another --output" in capsys.readouterr().err
+    assert (tmp_path / "val.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("flag", ["--config=quickstart", "--config.data.exif=stored"])
+def test_a_config_is_refused_where_none_is_used(tmp_path, capsys, flag):
+    assert run(tmp_path, "--noise=errors:0.1", flag) == (BAD_INPUT, None)
+    assert f"unknown flag {flag.partition('=')[0]}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", list(plant_errors.KINDS))
+def test_a_file_without_images_is_one_line(kind):
+    with pytest.raises(UserError, match="there are no images"):
+        plant_errors.plant(TRUTH | {"images": [], "annotations": []}, kind, 0.2, 0)
 
 
 def test_what_a_coco_file_may_lack():

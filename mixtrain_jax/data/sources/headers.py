@@ -128,6 +128,12 @@ def header(table: Annotations, row: int) -> Header:
         return Header(error=image_files.why(error))
 
 
+def size_of(table: Annotations, row: int, exif: Exif) -> tuple[int, int] | None:
+    """Height and width of a row's image as the set's rule shows it; None if it cannot be read."""
+    found = header(table, row)
+    return None if found.error else _seen(found, exif)
+
+
 def _empty(table: Annotations, row: int) -> bool:
     try:
         return not table.content(row)

@@ -18,7 +18,7 @@ from etils import epath
 
 from mixtrain_jax.data.sources import yolo
 from mixtrain_jax.data.sources.annotations import Annotations
-from mixtrain_jax.data.sources.dataset import coco_format
+from mixtrain_jax.data.sources.dataset import coco_format, names_apart
 from mixtrain_jax.data.sources.report import LEFT_OUT, NOTE, WARNING, Findings
 from mixtrain_jax.errors import UserError
 from mixtrain_jax.runtime import storage
@@ -89,6 +89,7 @@ def write_voc(table: Annotations, folder: epath.Path, split: str, images: Images
     rounded = np.flatnonzero((table.boxes % 1 != 0).any(axis=1))
     findings.add(NOTE, table.ids_at(rounded), "boxes are rounded to whole pixels")
     ends = np.searchsorted(table.rows, np.arange(len(table) + 1))
+    class_names = names_apart(table.categories)
     for row, (name, stem) in enumerate(zip(names, stems, strict=True)):
         root = ElementTree.Element("annotation")
         _child(root, "folder", "JPEGImages")
@@ -99,7 +100,7 @@ def write_voc(table: Annotations, folder: epath.Path, split: str, images: Images
         _child(size, "depth", 3)
         for i in range(ends[row], ends[row + 1]):
             each = ElementTree.SubElement(root, "object")
-            _child(each, "name", table.categories[table.labels[i]]["name"])
+            _child(each, "name", class_names[table.labels[i]])
             _child(each, "difficult", int(table.crowd[i]))
             box = ElementTree.SubElement(each, "bndbox")
             for side, value in zip(("xmin", "ymin", "xmax", "ymax"), corners[i].tolist()):
@@ -108,7 +109,7 @@ def write_voc(table: Annotations, folder: epath.Path, split: str, images: Images
         text = ElementTree.tostring(root, encoding="unicode")
         _write(folder / "Annotations" / f"{stem}.xml", text + "\n")
     _write(listing, "".join(f"{stem}\n" for stem in stems))
-    classes = "".join(f"{category['name']}\n" for category in table.categories)
+    classes = "".join(f"{name}\n" for name in class_names)
     storage.write(folder / "classes.txt", classes.encode())
     _place(table, names, folder / "JPEGImages", images)
     return findings
@@ -207,14 +208,15 @@ def _place(table: Annotations, names: Sequence[str], folder: epath.Path, images:
         target = folder / name
         if storage.exists(target):
             raise UserError(f"{target} is there already; choose another --output")
-        local = bool(table.paths) and storage.is_local(table.paths[row])
-        if images == "link" and table.paths and not local:
-            raise UserError(f"{table.paths[row]} is in a bucket: --images=copy copies it")
+        of_file = bool(table.paths) and storage.is_local(table.paths[row])
+        if images == "link" and table.paths and not (of_file and storage.is_local(target)):
+            raise UserError(f"{target}: a bucket knows no links; --images=copy copies")
         try:
+            if not (of_file and storage.is_local(target)):
+                storage.write(target, table.content(row))
+                continue
             target.parent.mkdir(parents=True, exist_ok=True)
-            if not local:
-                target.write_bytes(table.content(row))
-            elif images == "link":
+            if images == "link":
                 os.symlink(os.path.abspath(table.paths[row]), target)
             else:
                 shutil.copyfile(table.paths[row], target)
