@@ -188,7 +188,7 @@ class Detector:
                 errors,
             )
             found = dict(itertools.chain.from_iterable(batches))
-        _refuse({dataset.names(row): why for row, why in errors.reasons.items()})
+        _refuse({dataset.file_name(row): why for row, why in errors.reasons.items()})
         return [
             Found(
                 found[row].boxes,

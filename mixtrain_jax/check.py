@@ -36,7 +36,7 @@ def main(flags: argparse.Namespace) -> int:
     output = epath.Path(flags.output)
     begin_with = weights.read(flags.weights)
     if flags.write:
-        here = machine.look()
+        here = machine.this_machine()
         asked = _asked(flags)
         recipe.check_batch(here, asked)
     looked = _look(flags.config)
@@ -80,7 +80,7 @@ def _look(config: Any) -> list[Any]:
     """Reads the splits that the config names with all their boxes, and every image of them."""
     from mixtrain_jax.config.load import override_all
     from mixtrain_jax.data.sources import load
-    from mixtrain_jax.inspection.look import look
+    from mixtrain_jax.inspection.decode import decode_all
 
     if not load.has_split(config.data, "train"):
         raise UserError(
@@ -93,7 +93,7 @@ def _look(config: Any) -> list[Any]:
     datasets += [load.load_dataset(data, s) for s in ("val", "test") if load.has_split(data, s)]
     for other in datasets[1:]:
         load.check_same_categories(train, other)
-    return [look(dataset, config.data.workers) for dataset in datasets]
+    return [decode_all(dataset, config.data.workers) for dataset in datasets]
 
 
 def _asked(flags: argparse.Namespace) -> dict[str, Any]:

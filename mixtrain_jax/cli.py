@@ -121,7 +121,7 @@ def run(
     except Exception as error:
         from mixtrain_jax.runtime import storage
 
-        if not storage.passes(error):
+        if not storage.is_transient(error):
             raise
         print(f"error: a server or a network failed: {storage.reason(error)}", file=sys.stderr)
         code = BAD_INPUT

@@ -28,7 +28,7 @@ def prepare(config: Any = None, training: bool = False, alone: bool = True) -> N
 
     Args:
       config: the whole config as it was asked for; without it there is one CPU device.
-      training: whether it is trained with, or only detected.
+      training: True: for training; False: for detection alone.
       alone: whether no other process takes part in the run.
     """
     from absl import logging
@@ -40,12 +40,11 @@ def prepare(config: Any = None, training: bool = False, alone: bool = True) -> N
     from PIL import Image
 
     from mixtrain_jax.data.tensorflow import keep_off_accelerators
-    from mixtrain_jax.runtime import memory, orbax_files, parallel
+    from mixtrain_jax.runtime import machine, memory, orbax_files, parallel
 
     if parallel.cpu_only():
         memory.prepare()
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-        devices = cpu_devices(config, training, cores, os.environ)
+        devices = cpu_devices(config, training, machine.cores(), os.environ)
         if alone and devices > 1:
             import jax
 

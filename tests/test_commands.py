@@ -66,7 +66,7 @@ def test_every_logged_name_is_explained_and_no_other(finished):
     assert explained == written | {
         "teacher/label_share",
         "teacher/box_share",
-        "teacher/least_rating",
+        "teacher/rating_threshold",
     }
 
 

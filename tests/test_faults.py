@@ -257,7 +257,7 @@ def test_losses_that_are_not_finite_end_training(shapes, whole, tmp_path, monkey
         assert str(images[row]["id"]) in message.partition("images [")[2]
     harness.assert_as_whole(whole, tmp_path, 2)
     assert harness.steps_on_disk(tmp_path) == [2]
-    assert {"suspect-4", "suspect-6"} <= set(storage.names(tmp_path / "checkpoints"))
+    assert {"suspect-4", "suspect-6"} <= set(storage.list_folder(tmp_path / "checkpoints"))
 
 
 def test_nan_losses_stop_training_with_the_images_named(shapes, tmp_path):
@@ -296,7 +296,7 @@ def test_a_rate_that_wrecks_the_weights_leaves_a_good_checkpoint(shapes, tmp_pat
     assert good[-1] == 3  # step 4, the first at that rate, was finite
     notes = {"scores.json", checkpoint.PROVEN}
     assert all(name.startswith("suspect-") or name.isdecimal() or name in notes
-               for name in storage.names(tmp_path / "checkpoints"))  # fmt: skip
+               for name in storage.list_folder(tmp_path / "checkpoints"))  # fmt: skip
     newest = harness.saved(tmp_path, good[-1])
     assert max(np.abs(value).max() for value in newest.values()) < 100
     assert before.keys() == newest.keys()

@@ -33,12 +33,13 @@ from mixtrain_jax.auditing import (
 )
 from mixtrain_jax.auditing.dump import Dump, Look
 from mixtrain_jax.auditing.findings import CLASS, KINDS, MISSING, PLACE, SPURIOUS, Findings
-from mixtrain_jax.auditing.labels import Detections, Floats, Ints, iou, rows_by_image
+from mixtrain_jax.auditing.labels import Detections, Floats, Ints, rows_by_image
 from mixtrain_jax.auditing.measure import Errors, Verdicts
 from mixtrain_jax.auditing.noise import Planted
 from mixtrain_jax.data.sources import text_files
 from mixtrain_jax.data.sources.dataset import names_apart
 from mixtrain_jax.errors import BAD_INPUT, UserError
+from mixtrain_jax.ops.numpy_boxes import iou
 from mixtrain_jax.runtime import storage
 
 

@@ -43,7 +43,7 @@ def convert(
       UserError: the data set cannot be read, its splits have other classes, or `output` is not
         empty.
     """
-    if storage.is_directory(output) and storage.names(output):
+    if storage.is_directory(output) and storage.list_folder(output):
         raise UserError(f"--output={output} is not empty; choose another folder")
     found = layout.find(folder)
     data = load.override_all(recipes.base(), found.overrides | {"data.val_share": "0"}).data
@@ -51,7 +51,7 @@ def convert(
     for split in found.parts:
         part = split if data[split].annotations or data[split].images else "train"
         table = read_annotations(data, part)
-        table, reading = headers.look(table, exif, split, data.white)
+        table, reading = headers.complete(table, exif, split, data.white)
         table = table if images == "none" else _with_images(table)
         if to == "yolo":
             table = _of_known_size(table, reading.exif)

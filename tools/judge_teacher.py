@@ -30,8 +30,12 @@ from mixtrain_jax.data.sources import coco
 from mixtrain_jax.data.sources.load import complete, load_dataset
 from mixtrain_jax.errors import UserError
 from mixtrain_jax.evaluation import detect
-from mixtrain_jax.mixtraining import criteria as judging
-from mixtrain_jax.mixtraining import step as stepping
+from mixtrain_jax.mixtraining.criteria import compute_criteria
+from mixtrain_jax.mixtraining.step import (
+    TeacherOutput,
+    mixed_supervision,
+    predict_both_halves,
+)
 from mixtrain_jax.mixtraining.targets import BoxAssignment
 from mixtrain_jax.models import detector, pixels
 from mixtrain_jax.ops import boxes as box_ops
@@ -162,7 +166,7 @@ class Tally:
         )
 
 
-def of_image(output: stepping.TeacherOutput, i: int) -> tuple[Boxes, Any, Boxes, BoxAssignment]:
+def of_image(output: TeacherOutput, i: int) -> tuple[Boxes, Any, Boxes, BoxAssignment]:
     """Of one image: human boxes, the same as the teacher drew them, pseudo boxes, their fate."""
     human, seen = output.human, output.human.valid[i]
     boxes, labels = (x[i, len(seen) :] for x in (output.targets.boxes, output.targets.labels))
@@ -214,14 +218,14 @@ def judge(asked: ConfigDict, checkpoint_path: str, clean_path: str, images: int)
     method = config.mixtraining
 
     @jax.jit
-    def teach(batch: Batch) -> stepping.TeacherOutput:
+    def teach(batch: Batch) -> TeacherOutput:
         batch = pixels.normalise(batch, config.data.mean, config.data.std)
         assert batch.strong is not None  # as start_step is 0
-        mixed, normal = stepping.look_at(model, params, batch, method)
-        criteria = judging.of_step(model, params, mixed, normal, method, lambda counts: counts)
-        output, _ = stepping.teach(
+        mixed, normal = predict_both_halves(model, params, batch, method)
+        criteria = compute_criteria(model, params, mixed, normal, method, lambda counts: counts)
+        output, _ = mixed_supervision(
             model, params, mixed, batch.strong, method, criteria,
-            hard=method.gt_score_threshold, soften=False,
+            rating_threshold=method.gt_score_threshold, soften=False,
         )  # fmt: skip
         return output
 

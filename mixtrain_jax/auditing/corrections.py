@@ -21,7 +21,8 @@ from mixtrain_jax.auditing.findings import (
     SPURIOUS,
     Findings,
 )
-from mixtrain_jax.auditing.labels import Bools, Floats, Ints, Labels, area, iou
+from mixtrain_jax.auditing.labels import Bools, Floats, Ints, Labels
+from mixtrain_jax.ops.numpy_boxes import area, iou
 
 THRESHOLD = 0.5  # a finding that is likelier right than wrong is worth applying
 Z = 1.96  # of a 95% interval

@@ -18,7 +18,7 @@ The keys are the findings' ids, and the fingerprint is that of the audit they we
     threshold     findings from this score on are in `corrected.json`
     applied       how many of those are: of two boxes that double each other one stays
     left_out      number of findings below the lowest score written here
-    shares        estimated share of each outcome, as of `ranking.Ranking`
+    shares        estimated share of each outcome, as in `ranking.Ranking`
     summary       rows as `summarise` returns them
     findings      by falling score: {"id": int, "image_id", "file_name", "size": [height, width],
                   "kind": "class" | "place" | "missing" | "spurious" | "duplicate",

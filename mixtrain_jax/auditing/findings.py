@@ -13,16 +13,9 @@ from typing import Any
 import numpy as np
 
 from mixtrain_jax.auditing.dump import Look
-from mixtrain_jax.auditing.labels import (
-    Detections,
-    Floats,
-    Ints,
-    Labels,
-    iou,
-    paired_iou,
-    rows_by_image,
-)
+from mixtrain_jax.auditing.labels import Detections, Floats, Ints, Labels, rows_by_image
 from mixtrain_jax.auditing.merging import Merged
+from mixtrain_jax.ops.numpy_boxes import iou, paired_iou
 
 KINDS = ("class", "place", "missing", "spurious", "duplicate")
 CLASS, PLACE, MISSING, SPURIOUS, DUPLICATE = range(len(KINDS))
@@ -78,7 +71,7 @@ class HumanEvidence:
         of background; None without ratings.
       other_label: [H] int32, that best other class; None without ratings.
       kept: [H] IoU of the human box with its refinement; None without ratings.
-      agreement, steadiness: [H] as of `merging.Merged`, of the matched detection; 0 without one.
+      agreement, steadiness: [H] as in `merging.Merged`, of the matched detection; 0 without one.
     """
 
     match: Ints

@@ -53,7 +53,7 @@ class Detections:
     """N detections in I images, after non-maximum suppression.
 
     Attributes:
-      image, boxes, labels: as of `Labels`.
+      image, boxes, labels: as in `Labels`.
       scores: [N] float32 in [0, 1].
     """
 
@@ -74,46 +74,6 @@ def rows_by_image(image: Ints, count: int) -> list[Ints]:
     """Returns, for each of `count` images, the rows of a flat table that belong to it, in order."""
     order = np.argsort(image, kind="stable")
     return np.split(order, np.searchsorted(image[order], np.arange(1, count)))
-
-
-def area(boxes: Floats) -> Floats:
-    """Returns [...] areas of boxes [..., 4] in square pixels; 0 for an empty one."""
-    sides = np.maximum(np.asarray(boxes, np.float64)[..., 2:] - boxes[..., :2], 0)
-    return np.asarray(sides[..., 0] * sides[..., 1])
-
-
-def iou(a: Floats, b: Floats) -> Floats:
-    """Returns [N, M] float64 IoU of every box of a [N, 4] with every box of b [M, 4]."""
-    return paired_iou(a[:, None], b[None])
-
-
-def paired_iou(a: Floats, b: Floats) -> Floats:
-    """Returns the float64 IoU of boxes a [..., 4] with boxes b [..., 4], by broadcasting.
-
-    Two boxes without area have IoU 0.
-    """
-    overlap = _overlap(a, b)
-    return np.asarray(overlap / np.maximum(area(a) + area(b) - overlap, 1e-9))
-
-
-def covered(boxes: Floats, areas: Floats) -> Floats:
-    """Returns [N, M] the share of each box [N, 4] that lies in each of other boxes [M, 4]."""
-    inside = _overlap(boxes[:, None], areas[None])
-    return np.asarray(inside / np.maximum(area(boxes)[:, None], 1e-9))
-
-
-def _overlap(a: Floats, b: Floats) -> Floats:
-    """Returns the float64 area that boxes a [..., 4] share with boxes b [..., 4]."""
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
-    sides = np.maximum(sides, 0)
-    return np.asarray(sides[..., 0] * sides[..., 1])
-
-
-def clip(boxes: Floats, sizes: Ints) -> Floats:
-    """Returns boxes [N, 4] clipped to images of height and width `sizes` [N, 2]."""
-    limits = np.asarray(sizes)[:, [1, 0, 1, 0]]
-    return np.clip(boxes, 0, limits).astype(np.float32)
 
 
 def from_coco(coco: dict[str, Any], where: str) -> tuple[Labels, Ints, list[int]]:

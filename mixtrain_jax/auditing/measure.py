@@ -21,8 +21,9 @@ from mixtrain_jax.auditing.findings import (
     Findings,
     greedy,
 )
-from mixtrain_jax.auditing.labels import Bools, Floats, Ints, Labels, iou, rows_by_image
+from mixtrain_jax.auditing.labels import Bools, Floats, Ints, Labels, rows_by_image
 from mixtrain_jax.auditing.noise import Planted
+from mixtrain_jax.ops.numpy_boxes import iou
 
 RIGHT = -1  # the kind of a human box with which nothing is wrong
 SAME_IOU = 0.5  # at which two boxes are the same object

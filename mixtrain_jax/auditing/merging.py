@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from mixtrain_jax.auditing.dump import Look
-from mixtrain_jax.auditing.labels import Detections, Floats, Ints, iou, rows_by_image
+from mixtrain_jax.auditing.labels import Detections, Floats, Ints, rows_by_image
+from mixtrain_jax.ops.numpy_boxes import iou
 
 SAME_IOU = 0.5  # of detections of two looks that mean one object
 

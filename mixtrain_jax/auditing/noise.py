@@ -12,7 +12,8 @@ import dataclasses
 
 import numpy as np
 
-from mixtrain_jax.auditing.labels import Bools, Floats, Ints, Labels, clip, paired_iou
+from mixtrain_jax.auditing.labels import Bools, Floats, Ints, Labels
+from mixtrain_jax.ops.numpy_boxes import clip, paired_iou
 
 SHIFT_IOU = (0.4, 0.7)  # of a shifted box with the clean one, Schubert et al., section 4
 SHIFT_SPREAD = 0.15  # of a shifted box's centre and sides, in sides
@@ -93,7 +94,7 @@ def una(clean: Labels, sizes: Ints, classes: int, ratio: float, seed: int) -> Pl
     relocated and relabelled.
 
     Args:
-      clean, sizes, classes, seed: as of `plant`.
+      clean, sizes, classes, seed: as in `plant`.
       ratio: at most 0.5.
 
     Raises:
@@ -129,7 +130,7 @@ def box_noise(clean: Labels, sizes: Ints, level: float, seed: int) -> Planted:
     1 + U(-level, level), and the box is clipped to its image.
 
     Args:
-      clean, sizes, seed: as of `plant`.
+      clean, sizes, seed: as in `plant`.
       level: 0.1 to 0.4 in the literature, below 1.
     """
     if not 0 <= level < 1:

@@ -85,7 +85,12 @@ DATA: Group = {
     "std": Field((58.395, 57.12, 57.375), "the same", length(3, above(0))),
     "channels": Field("rgb", "order in which the network sees them", one_of("rgb", "bgr")),
     "max_bad_share": Field(0.01, "stop when more of the images cannot be read", _SHARE, FREE),
-    "workers": Field(0, "images prepared at once; 0: the number of cores", at_least(0), FREE),
+    "workers": Field(
+        0,
+        "images prepared at once; 0: the number of cores, fewer for very large images",
+        at_least(0),
+        FREE,
+    ),
     "train": {
         "annotations": Field("data/coco/annotations/instances_train2017.json", _ANNOTATIONS),
         "images": Field("data/coco/train2017", _IMAGES),
@@ -178,9 +183,9 @@ MODEL: Group = {
     },
     "roi_head": {
         "fc_channels": Field(1024, "of the two hidden layers", at_least(1)),
-        "positive_ious": Field((0.5,), "least IoU of a positive RoI, one a stage", some(_SHARE)),
-        "delta_stds": Field(((0.1, 0.1, 0.2, 0.2),), "of the deltas, one a stage", box_deltas()),
-        "loss_weights": Field((1.0,), "one a stage", some(at_least(0))),
+        "positive_ious": Field((0.5,), "least IoU of a positive RoI, one per stage", some(_SHARE)),
+        "delta_stds": Field(((0.1, 0.1, 0.2, 0.2),), "of the deltas, one per stage", box_deltas()),
+        "loss_weights": Field((1.0,), "of the losses, one per stage", some(at_least(0))),
         "class_agnostic": Field(False, "one box a RoI instead of one for each class"),
         "smooth_l1_beta": Field(0.0, "where the loss turns linear; 0: L1", at_least(0)),
         "samples": Field(512, "RoIs of an image that are trained on", at_least(1)),
@@ -198,15 +203,15 @@ OPTIMIZER: Group = {
     "weight_decay": Field(0.05, "adamw: not of norms, nor of biases of positions", at_least(0)),
     "momentum": Field(0.9, "sgd: of the gradients", below_one()),
     "betas": Field((0.9, 0.999), "adamw: decay of the moments", length(2, below_one())),
-    "schedule": Field("steps", "how the rate falls", one_of("steps", "cosine"), SCHEDULE),
+    "schedule": Field("steps", "how the learning rate falls", one_of("steps", "cosine"), SCHEDULE),
     "drops": Field(
         (2 / 3, 11 / 12), "steps: shares of training when it falls to a tenth", _SHARE, SCHEDULE
     ),
     "drop_steps": Field(
         None, "steps: the same in steps; unset: from drops", steps(), SCHEDULE, unset=tuple
     ),
-    "warmup_steps": Field(500, "steps until the rate is whole", at_least(0), SCHEDULE),
-    "warmup_factor": Field(0.001, "share of the rate at the first step", _SHARE, SCHEDULE),
+    "warmup_steps": Field(500, "steps until the learning rate is full", at_least(0), SCHEDULE),
+    "warmup_factor": Field(0.001, "share of the learning rate at the first step", _SHARE, SCHEDULE),
 }
 
 MIXTRAINING: Group = {
@@ -220,7 +225,9 @@ MIXTRAINING: Group = {
     "mixed_augmentation": Field(True, "human boxes the teacher rates too hard are left out"),
     "replace_boxes": Field(True, "a pseudo box replaces the human boxes it overlaps"),
     "add_missing": Field(True, "pseudo boxes that overlap no human box become targets"),
-    "soft_background": Field(True, "background RoIs weigh as much as the teacher believes them"),
+    "soft_background": Field(
+        True, "a background RoI is weighted by the teacher's probability of background"
+    ),
     "rate_boxes": Field(
         "weak",
         "view whose human boxes the teacher rates; strong: mapped back, as released",
@@ -236,7 +243,7 @@ MIXTRAINING: Group = {
     "iou_threshold": Field(0.5, "IoU above which a pseudo box replaces a human box", _SHARE),
     "mixed_loss_weight": Field(2.0, "of the mixed half's losses", at_least(0)),
     "ema_momentum": Field(0.999, "of the teacher's moving average", below_one()),
-    "ema_warmup_steps": Field(100, "steps until the momentum is whole", at_least(0)),
+    "ema_warmup_steps": Field(100, "steps until the momentum is full", at_least(0)),
     "mend_normal": Field(False, "beyond the paper: mixed targets for the normal half too"),
     "normal_gt_score_threshold": Field(
         0.0,
@@ -289,7 +296,9 @@ FIELDS: Group = {
     "images_per_epoch": Field(
         None, "what an epoch is; unset: the training images once", at_least(1), SCHEDULE, unset=int
     ),
-    "accumulate": Field(1, "a device takes its images in so many parts, one by one", at_least(1)),
+    "accumulate": Field(
+        1, "parts that a device's images are cut into, computed one after the other", at_least(1)
+    ),
     "init_from": Field("", "a checkpoint to start from: its weights, not its steps"),
     "data": DATA,
     "model": MODEL,
@@ -306,7 +315,7 @@ FIELDS: Group = {
         ),
         "weights": Field("student", "whose weights", one_of("student", "teacher", "both"), FREE),
         "dtype": Field("float32", "of arithmetic", one_of("float32", "bfloat16"), FREE),
-        "images": Field(0, "only the first so many; 0: all", at_least(0), FREE),
+        "images": Field(0, "evaluate only so many images, the first; 0: all", at_least(0), FREE),
         "patience": Field(
             0,
             "stop after so many evaluations in a row without a better AP; 0: never",

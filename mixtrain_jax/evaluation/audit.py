@@ -19,6 +19,7 @@ from mixtrain_jax.data.sources.dataset import Dataset
 from mixtrain_jax.errors import UserError
 from mixtrain_jax.evaluation import corrected, detect, looks
 from mixtrain_jax.evaluation.evaluate import check_categories
+from mixtrain_jax.ops import numpy_boxes
 from mixtrain_jax.runtime import checkpoint, parallel, storage
 
 OWN = "own"  # a calibration by errors planted into the labels themselves
@@ -105,7 +106,7 @@ def audit(
         ranked,
         human,
         image_ids=[int(number) for number in dataset.image_ids],
-        file_names=[dataset.names(row) for row in range(len(dataset))],
+        file_names=[dataset.file_name(row) for row in range(len(dataset))],
         sizes=dataset.sizes,
         categories=dataset.categories,
         annotation_ids=[dataset.ground_truth["annotations"][place]["id"] for place in places],
@@ -247,7 +248,7 @@ def _write_dump(
             fold[judge.rows] = number
     content = Dump(
         image_ids=dataset.image_ids.astype(np.int64),
-        file_names=[dataset.names(row) for row in range(len(dataset))],
+        file_names=[dataset.file_name(row) for row in range(len(dataset))],
         sizes=dataset.sizes,
         class_names=dataset.class_names,
         human=human,
@@ -293,8 +294,8 @@ def _off_crowds(look: Look, dataset: Dataset, human: labels.Labels) -> Look:
         crowds = np.asarray(dataset.crowd[row])
         if len(seen) and len(crowds):
             boxes = found.boxes[seen]
-            inside = labels.covered(boxes, crowds).max(axis=1) > CROWD
-            known = labels.iou(boxes, human.boxes[people[row]]).max(axis=1, initial=0)
+            inside = numpy_boxes.covered(boxes, crowds).max(axis=1) > CROWD
+            known = numpy_boxes.iou(boxes, human.boxes[people[row]]).max(axis=1, initial=0)
             keep[seen] = ~inside | (known >= MATCH_IOU)
     return dataclasses.replace(look, detections=found.take(keep))
 
@@ -305,6 +306,6 @@ def _write_page(dataset: Dataset, contents: dict[str, Any], output: epath.Path) 
     except ImportError:
         logging.warning("no page is written: pip install jinja2")
         return
-    rows = {dataset.names(row): row for row in range(len(dataset))}
+    rows = {dataset.file_name(row): row for row in range(len(dataset))}
     with storage.folder(output) as folder:
         page.write(folder, contents, lambda name: dataset.picture(rows[name]))

@@ -88,7 +88,7 @@ def score(
 
     Args:
       ground_truth: annotations in COCO format, boxes in pixels.
-      results: entries as of `results`; may be empty.
+      results: entries as in `results`; may be empty.
       image_ids: the images to score; None takes all of the ground truth.
       scorer: which of `SCORERS` computes; their numbers differ in the last bit at most.
 

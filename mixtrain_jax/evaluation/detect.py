@@ -99,7 +99,7 @@ def in_original(
     with detector.precise(network):
         bound = detector.bind(network, params)
         pyramid = bound.features(image, size)
-        return bound.detect(pyramid, size, bound.proposals(pyramid, size), scale)
+        return bound.detect(pyramid, size, scale)
 
 
 def detect(

@@ -54,7 +54,7 @@ def write(
         _table(dataset, label_of, results), truth, _table(dataset, label_of, crowds), len(dataset)
     )
     names = dataset.class_names
-    files = [dataset.names(row) for row in range(len(dataset))]
+    files = [dataset.file_name(row) for row in range(len(dataset))]
     row_of = {name: row for row, name in enumerate(files)}
     with storage.folder(folder) as local:
         written = page.write(

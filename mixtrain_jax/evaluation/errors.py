@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mixtrain_jax.auditing.labels import covered, iou, rows_by_image
+from mixtrain_jax.auditing.labels import rows_by_image
 from mixtrain_jax.ops.boxes import COCO_SIZES
+from mixtrain_jax.ops.numpy_boxes import covered, iou
 
 Floats = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.integer[Any]]
@@ -91,9 +92,9 @@ def analyse(
     matches = _match(found, truth, groups)
     scores = np.asarray(found.scores, np.float64)
     classes = range(len(class_names))
-    base = _per_class_ap(matches.hit >= 0, scores, found.labels, truth.labels, len(class_names))
+    base = _per_class_ap(matches.hit >= 0, found.labels, truth.labels, len(class_names))
     mended = {
-        kind: _mend(kind, matches, scores, found.labels, truth.labels, len(class_names))
+        kind: _mend(kind, matches, found.labels, truth.labels, len(class_names))
         for kind in range(len(KINDS))
     }
     chosen = [_best_f1(matches.hit >= 0, scores, found.labels, truth.labels, c) for c in classes]
@@ -121,7 +122,7 @@ def analyse(
             }
             for c in classes
         ],
-        "per_size": _per_size(matches, scores, found, truth, len(class_names)),
+        "per_size": _per_size(matches, found, truth, len(class_names)),
         "curves": {
             class_names[c]: _curve(matches.hit >= 0, found.labels, truth.labels, c)
             for c in classes
@@ -225,9 +226,7 @@ def _match(found: Boxes, truth: Boxes, groups: list[tuple[Ints, Ints, Floats]]) 
     return _Matches(hit, kind, target, taken, missed)
 
 
-def _mend(
-    kind: int, matches: _Matches, scores: Floats, labels: Ints, truth: Ints, classes: int
-) -> Floats:
+def _mend(kind: int, matches: _Matches, labels: Ints, truth: Ints, classes: int) -> Floats:
     """Returns AP50 by class [K] with all errors of one kind mended.
 
     A wrong class or place becomes a hit of its true box, unless that box is found already or by a
@@ -237,7 +236,7 @@ def _mend(
     hits, labels = matches.hit >= 0, labels.copy()
     keep = np.ones(len(hits), bool)
     if kind == MISSED:
-        return _per_class_ap(hits, scores, labels, truth[~matches.missed], classes)
+        return _per_class_ap(hits, labels, truth[~matches.missed], classes)
     wrong = np.flatnonzero(matches.kind == kind)  # by falling score
     keep[wrong] = False
     if kind in (CLASS, PLACE):
@@ -247,11 +246,11 @@ def _mend(
             if not taken[box]:
                 taken[box] = keep[detection] = hits[detection] = True
                 labels[detection] = truth[box]
-    return _per_class_ap(hits[keep], scores[keep], labels[keep], truth, classes)
+    return _per_class_ap(hits[keep], labels[keep], truth, classes)
 
 
-def _per_class_ap(hits: Bools, scores: Floats, labels: Ints, truth: Ints, classes: int) -> Floats:
-    del scores  # rows are by falling score
+def _per_class_ap(hits: Bools, labels: Ints, truth: Ints, classes: int) -> Floats:
+    """Returns AP50 by class [K] of detections by falling score."""
     return np.array(
         [average_precision(hits[labels == c], int((truth == c).sum())) for c in range(classes)]
     )
@@ -286,7 +285,7 @@ def _curve(hits: Bools, labels: Ints, truth: Ints, label: int) -> list[tuple[flo
 
 
 def _per_size(
-    matches: _Matches, scores: Floats, found: Boxes, truth: Boxes, classes: int
+    matches: _Matches, found: Boxes, truth: Boxes, classes: int
 ) -> dict[str, dict[str, float]]:
     """Returns AP50 by size of the true box; false positives count where their own size lies."""
     sides = truth.boxes[:, 2:] - truth.boxes[:, :2]
@@ -301,7 +300,7 @@ def _per_size(
     for name, (low, high) in COCO_SIZES.items():
         there, mine = (area >= low) & (area < high), (size >= low) & (size < high)
         hits = matches.hit[mine] >= 0
-        ap = _per_class_ap(hits, scores[mine], found.labels[mine], truth.labels[there], classes)
+        ap = _per_class_ap(hits, found.labels[mine], truth.labels[there], classes)
         result[name] = {
             "boxes": int(there.sum()),
             "AP50": _mean(ap) if there.any() else float("nan"),

@@ -48,7 +48,7 @@ def evaluate(
     step = weights.meta.get("step")
     agreement.check(config, [dataset], step, weights.params)
 
-    parallel.say(dataset.report)
+    parallel.say(dataset.report.text)
     about = detect.describe(weights, config.data.val.scale)
     parallel.say(about)
     metrics, results = detect.evaluate(

@@ -42,8 +42,8 @@ def rater(model: Any, data: Any, dtype: str) -> Rate:
         with detector.precise(network):
             bound = detector.bind(network, params)
             pyramid = bound.features(pixels.normalise(view, data.mean, data.std).image, view.size)
-            found, _ = bound.detect(pyramid, view.size, bound.proposals(pyramid, view.size))
-            probabilities, refined = bound.rate_boxes(pyramid, view.size, view.boxes)
+            found, _ = bound.detect(pyramid, view.size)
+            probabilities, refined = bound.score_and_refine(pyramid, view.size, view.boxes)
         return found, probabilities, refined
 
     return parallel.map_predict(rate)

@@ -80,7 +80,7 @@ def predict(
         dataset = plain_images.dataset(
             [path for path in stems if path not in unusable], config.data
         )
-    for finding in dataset.found.findings:
+    for finding in dataset.report.findings:
         if finding.kind == report.NOTE:  # what was guessed: how they are turned and scaled
             parallel.say(str(finding))
     errors = ReadErrors(max_share=1.0)
@@ -114,7 +114,7 @@ def predict(
                 results[done.path] = done
             bar.update(len(batch))
     seconds = time.perf_counter() - begin
-    unusable |= {dataset.names(row): reason for row, reason in errors.reasons.items()}
+    unusable |= {dataset.file_name(row): reason for row, reason in errors.reasons.items()}
 
     in_order = [results[path] for path in stems if path in results]
     written = result_files.write(output, in_order, stems, categories, form)
@@ -198,7 +198,7 @@ def detect_in(
                 (
                     row,
                     result_files.Found(
-                        path=dataset.names(row),
+                        path=dataset.file_name(row),
                         size=(height, width),
                         boxes=np.asarray(found.boxes[number])[keep],
                         scores=np.asarray(found.scores[number])[keep],
@@ -237,7 +237,8 @@ def fitting_no_bucket(dataset: Dataset, val: Any) -> dict[str, str]:
     views = geometry.resized(dataset.sizes, *val.scale)
     without = np.flatnonzero(buckets.fitting(views, val.buckets) < 0)
     return {
-        dataset.names(row): str(buckets.too_small(views[row], "val")) for row in without.tolist()
+        dataset.file_name(row): str(buckets.too_small(views[row], "val"))
+        for row in without.tolist()
     }
 
 

@@ -84,7 +84,7 @@ def claim(output: epath.Path, files: Sequence[epath.Path]) -> None:
     """
     record = output / RECORD
     ours = set(json.loads(storage.read(record))) if storage.exists(record) else set()
-    there = {folder: set(storage.names(folder)) for folder in {file.parent for file in files}}
+    there = {folder: set(storage.list_folder(folder)) for folder in {file.parent for file in files}}
     names = {str(file.relative_to(output)): file for file in files}
     for name, file in names.items():
         if file.name in there[file.parent] and name not in ours:

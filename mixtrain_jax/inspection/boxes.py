@@ -11,7 +11,7 @@ from mixtrain_jax.data.sources.dataset import Dataset
 from mixtrain_jax.data.views.geometry import resized
 from mixtrain_jax.inspection.problems import DOUBT, MISTAKE, NOTE, Problem, of_places
 from mixtrain_jax.models.rpn import STRIDES
-from mixtrain_jax.ops import anchors
+from mixtrain_jax.ops import anchors, numpy_boxes
 
 SAME = 0.95  # IoU from which two boxes are one
 WHOLE = 0.98  # share of both sides of its image that a box of everything has
@@ -58,7 +58,7 @@ def table(dataset: Dataset) -> Table:
     boxes = found.boxes[good]
     return Table(
         split=dataset.name,
-        files=[dataset.names(row) for row in range(len(dataset))],
+        files=[dataset.file_name(row) for row in range(len(dataset))],
         names=[str(category["name"]) for category in dataset.categories],
         sizes=dataset.sizes,
         rows=found.rows[good],
@@ -90,7 +90,8 @@ def _doubled(data: Table) -> list[Problem]:
         if end - start < 2:
             continue
         end = min(end, start + _COMPARED)
-        first, second = np.nonzero(np.triu(_ious(data.boxes[start:end]) >= SAME, 1))
+        some = data.boxes[start:end]
+        first, second = np.nonzero(np.triu(numpy_boxes.iou(some, some) >= SAME, 1))
         for a, b in zip((first + start).tolist(), (second + start).tolist()):
             if data.labels[a] != data.labels[b]:
                 two_classes.append(f"{data.place(a)} and {data.names[data.labels[b]]}")
@@ -112,15 +113,6 @@ def _doubled(data: Table) -> list[Problem]:
             "both are trained on; keep one",
         ),
     ]
-
-
-def _ious(boxes: np.ndarray) -> np.ndarray:
-    """IoU of all pairs of boxes [n, 4] of positive area."""
-    low = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
-    both = np.clip(high - low, 0, None).prod(axis=2)
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    return both / (area[:, None] + area[None] - both)
 
 
 def _copied(data: Table) -> list[Problem]:

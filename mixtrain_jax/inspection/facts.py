@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mixtrain_jax.inspection import boxes
-from mixtrain_jax.inspection.look import Split
+from mixtrain_jax.inspection.decode import Split
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from ml_collections import FrozenConfigDict
 
-from mixtrain_jax.mixtraining import step as method
+from mixtrain_jax.mixtraining.step import human_supervision, student_loss
 from mixtrain_jax.models import detector, pixels
 from mixtrain_jax.runtime import parallel
 from mixtrain_jax.types import Batch, View
@@ -113,10 +113,10 @@ def _kept_of_image(model: FrozenConfigDict, bucket: tuple[int, int], max_boxes: 
         batch = pixels.normalise(batch, mean=(0.0,) * 3, std=(1.0,) * 3)
 
         def loss(student: Any) -> Any:
-            return method.student_loss(
+            return student_loss(
                 student,
                 batch,
-                method.of_people(batch.normal),
+                human_supervision(batch.normal),
                 None,
                 key,
                 network,

@@ -40,8 +40,8 @@ def choose(
 def _takes(plan: plans.Plan, facts: Facts, machine: Machine) -> int:
     """Bytes of one device for a step in the largest bucket of a plan."""
     config = plan.config()
-    low, short = config.data.train.scale[0], config.data.train.scale[2]
-    bucket = plans.up(short), plans.up(low)
+    long, _, short = config.data.train.scale
+    bucket = plans.up(short), plans.up(long)
     resolved = resolve(load.override_all(config, {"steps": "1000"}), classes=len(facts.classes))
     return memory_estimate.of_training(resolved, bucket, machine.devices).total
 

@@ -8,7 +8,7 @@ from etils import epath
 from PIL import Image
 
 from mixtrain_jax.inspection import boxes
-from mixtrain_jax.inspection.look import Split
+from mixtrain_jax.inspection.decode import Split
 from mixtrain_jax.inspection.problems import KINDS, STOPS, Problem
 from mixtrain_jax.inspection.splits import box_counts
 from mixtrain_jax.ops.boxes import COCO_SIZES
@@ -46,7 +46,7 @@ def summary(split: Split) -> dict[str, Any]:
         )
     return {
         "name": split.name,
-        "source": dataset.found.source,
+        "source": dataset.report.source,
         "images": len(dataset),
         "images_damaged": len(split.damaged),
         "images_without_boxes": int((an_image == 0).sum()),
@@ -161,7 +161,7 @@ def write_page(
         found = boxes.table(split.dataset)
         tables.append((found.rows + len(readable), found.boxes, found.labels))
         for row in range(len(split.dataset)):
-            readable[f"{split.name}/{row}: {split.dataset.names(row)}"] = split, row
+            readable[f"{split.name}/{row}: {split.dataset.file_name(row)}"] = split, row
         sizes.append(split.dataset.sizes)
     names = list(readable)
     good = [
@@ -178,7 +178,7 @@ def write_page(
         page.write(
             local,
             title=title,
-            about="; ".join(f"{split.name}: {split.dataset.found.source}" for split in splits),
+            about="; ".join(f"{split.name}: {split.dataset.report.source}" for split in splits),
             class_names=splits[0].dataset.class_names,
             sizes=np.concatenate(sizes),
             image=rows,

@@ -12,7 +12,7 @@ import numpy as np
 from mixtrain_jax.data.input.read_errors import most_unreadable
 from mixtrain_jax.data.sources import report
 from mixtrain_jax.inspection import boxes
-from mixtrain_jax.inspection.look import Split
+from mixtrain_jax.inspection.decode import Split
 from mixtrain_jax.inspection.problems import (
     DOUBT,
     KINDS,
@@ -56,13 +56,13 @@ def _files(split: Split, max_bad_share: float) -> list[Problem]:
         if stops
         else "skipped"
     )
-    flat = [dataset.names(row) for row, seen in enumerate(split.seen) if seen.flat]
+    flat = [dataset.file_name(row) for row, seen in enumerate(split.seen) if seen.flat]
     return [
         *of_places(
             STOPS if stops and needed else DOUBT,
             split.name,
             "images cannot be used",
-            [f"{dataset.names(row)}: {split.seen[row].error}" for row in damaged],
+            [f"{dataset.file_name(row)}: {split.seen[row].error}" for row in damaged],
             done,
         ),
         *of_places(MISTAKE, split.name, "images are of one colour", flat, "trained on"),
@@ -71,7 +71,7 @@ def _files(split: Split, max_bad_share: float) -> list[Problem]:
 
 def _trainable(split: Split, max_boxes: int) -> list[Problem]:
     counts = [len(each) for each in split.dataset.boxes]
-    empty = [split.dataset.names(row) for row, count in enumerate(counts) if not count]
+    empty = [split.dataset.file_name(row) for row, count in enumerate(counts) if not count]
     if split.name == "train" and not split.dataset.trainable().any():
         return [Problem(STOPS, split.name, "boxes to train on", 0, (), "nothing can be learned")]
     done = "no part of the normal half" if split.name == "train" else "scored as empty images"
@@ -81,7 +81,7 @@ def _trainable(split: Split, max_boxes: int) -> list[Problem]:
             DOUBT,
             split.name,
             f"images have more boxes than config.data.max_boxes = {max_boxes}",
-            [f"{split.dataset.names(r)}: {n}" for r, n in enumerate(counts) if n > max_boxes],
+            [f"{split.dataset.file_name(r)}: {n}" for r, n in enumerate(counts) if n > max_boxes],
             "those beyond are not trained on",
         )
     return found
@@ -98,7 +98,7 @@ def _read(split: Split) -> list[Problem]:
             tuple(f"{each.of} {example}".strip() for example in each.examples),
             each.kind,
         )
-        for each in split.dataset.found.findings
+        for each in split.dataset.report.findings
     ]
 
 
@@ -174,7 +174,7 @@ def _duplicates(splits: Sequence[Split]) -> list[Problem]:
     for group in places.values():
         (first, row), *others = group
         for split, other in others:
-            text = f"{split.dataset.names(other)} as {first.dataset.names(row)}"
+            text = f"{split.dataset.file_name(other)} as {first.dataset.file_name(row)}"
             if split is first:
                 inside[split.name].append(text)
             else:

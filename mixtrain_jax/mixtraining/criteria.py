@@ -1,11 +1,12 @@
-"""By what a step judges boxes: beyond the paper, all of it found in the step's own data.
+"""The thresholds and shares that a step judges boxes by, computed from the step's own data.
+
+All of this is beyond the paper, and off in the paper's recipes.
 
 Where labels are wrong, no score that human boxes suggest is the right threshold: what people leave
 out is often another sort (small, cut by the border) than what they draw. But the teacher can tell:
 an object is found again, in nearly the same place, when the image is mirrored; a false detection
 often is not. Where most labels are wrong, no threshold is right: there labels are soft, and in
-ratings and scores the teacher's classes are held to be as common as people's. All of this is off in
-the paper's recipes.
+ratings and scores the teacher's classes are held to be as common as people's.
 """
 
 from collections.abc import Sequence
@@ -14,16 +15,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mixtrain_jax.mixtraining import targets as mixing
-from mixtrain_jax.mixtraining import teacher as teaching
-from mixtrain_jax.mixtraining.teacher import Look
+from mixtrain_jax.mixtraining.targets import SAME_OBJECT, human_boxes, nearest
+from mixtrain_jax.mixtraining.teacher import (
+    TeacherPredictions,
+    balance_scores,
+    class_probabilities,
+    found_in_mirror,
+)
 from mixtrain_jax.models.detector import Detector
 from mixtrain_jax.ops import boxes as box_ops
 from mixtrain_jax.types import Array, Params, SumOverDevices, Targets
 
 SCORES = 100  # steps from 0 to 1 among which a threshold is chosen
 ALIKE = 0.75  # IoU of two boxes that are drawn alike
-ROUNDS = 4  # in which the balance of classes is found
+ROUNDS = 4  # fixed-point iterations of `class_balance`
 FEWEST = 10  # detections above a score that can tell whether it is high enough
 
 
@@ -31,27 +36,27 @@ class Criteria(NamedTuple):
     """By what a step judges the teacher's boxes and the human ones; the same on all devices.
 
     Attributes:
-      least_score: [] float32, the score above which detections are pseudo boxes.
+      score_threshold: [] float32, the score above which detections are pseudo boxes.
       balance: [classes] float32 by which the teacher's probabilities of the classes and the odds of
         its scores are multiplied; None: they are as they are.
       label_share: [] float32, of the labels in class targets; None: there are no soft labels.
       box_share: [] float32, of the human boxes where they are drawn anew; None: they are not.
-      least_rating: [] float32, at or below which human boxes are left out in either half; None: as
-        the config has it.
+      rating_threshold: [] float32, at or below which human boxes are left out in either half; None:
+        as the config has it.
     """
 
-    least_score: Array
+    score_threshold: Array
     balance: Array | None = None
     label_share: Array | None = None
     box_share: Array | None = None
-    least_rating: Array | None = None
+    rating_threshold: Array | None = None
 
 
-def of_step(
+def compute_criteria(
     model: Detector,
     teacher: Params,
-    mixed: Look,
-    normal: Look | None,
+    mixed: TeacherPredictions,
+    normal: TeacherPredictions | None,
     config: Any,
     sum_over_devices: SumOverDevices,
 ) -> Criteria:
@@ -60,25 +65,25 @@ def of_step(
     Args:
       model: the detector.
       teacher: its parameters.
-      mixed: its look at this device's mixed half, with stochastic depth where its own boxes are
-        found so.
-      normal: its look at the normal half; None: nothing here or in the losses asks for one.
+      mixed: its predictions in this device's mixed half, with stochastic depth where its own boxes
+        are found so.
+      normal: those in the normal half; None: nothing here or in the losses asks for them.
       config: `config.mixtraining`.
       sum_over_devices: sums arrays over all devices.
     """
-    looks = [mixed] if normal is None else [mixed, normal]
+    both = [mixed] if normal is None else [mixed, normal]
     balance = None
     if config.balance_classes:
-        balance = class_balance(looks, model.num_classes, sum_over_devices)
+        balance = class_balance(both, model.num_classes, sum_over_devices)
     labels, boxes, rating = None, None, None
     if config.auto_share:
-        labels, boxes = agreement(model, teacher, looks, sum_over_devices, balance)
+        labels, boxes = agreement(model, teacher, both, sum_over_devices, balance)
         rating = even_rating(labels, model.num_classes) if config.mixed_augmentation else None
     elif config.label_share < 1:
         labels = boxes = jnp.float32(config.label_share)
-    judged = looks if config.mend_normal else [mixed]
-    least = least_score(model, teacher, judged, config, sum_over_devices, balance)
-    return Criteria(least, balance, labels, boxes, rating)
+    judged = both if config.mend_normal else [mixed]
+    threshold = find_score_threshold(model, teacher, judged, config, sum_over_devices, balance)
+    return Criteria(threshold, balance, labels, boxes, rating)
 
 
 def even_rating(share: Array, classes: int) -> Array:
@@ -98,7 +103,7 @@ def even_rating(share: Array, classes: int) -> Array:
 def agreement(
     model: Detector,
     teacher: Params,
-    looks: Sequence[Look],
+    predictions: Sequence[TeacherPredictions],
     sum_over_devices: SumOverDevices,
     balance: Array | None = None,
 ) -> tuple[Array, Array]:
@@ -107,7 +112,7 @@ def agreement(
     Args:
       model: the detector.
       teacher: its parameters.
-      looks: its looks at this device's images.
+      predictions: its predictions in this device's images.
       sum_over_devices: sums arrays over all devices.
       balance: [classes] float32 by which its probabilities of the classes are multiplied first.
 
@@ -117,22 +122,24 @@ def agreement(
       former share where that is less. 1 where there are none.
     """
     named, count, alike, met = (jnp.zeros(()) for _ in range(4))
-    for view, features, detections, _ in looks:
-        chances = teaching.classes_of(model, teacher, features, view.boxes)
+    for view, features, detections, _ in predictions:
+        chances = class_probabilities(model, teacher, features, view.boxes)
         chances *= 1 if balance is None else balance
         named += ((chances.argmax(-1) == view.labels) & view.valid).sum()
         count += view.valid.sum()
         there = Targets(detections.boxes, detections.labels, detections.valid)
-        overlaps, _ = mixing.nearest(mixing.human_boxes(view), there)
+        overlaps, _ = nearest(human_boxes(view), there)
         alike += (overlaps >= ALIKE).sum()
-        met += (overlaps >= mixing.SAME).sum()
+        met += (overlaps >= SAME_OBJECT).sum()
     named, count, alike, met = sum_over_devices((named, count, alike, met))
     of_labels = jnp.where(count > 0, named / jnp.maximum(count, 1), 1.0)
     of_boxes = jnp.where(met > 0, alike / jnp.maximum(met, 1), 1.0)
     return of_labels, jnp.minimum(of_labels, of_boxes)
 
 
-def class_balance(looks: Sequence[Look], classes: int, sum_over_devices: SumOverDevices) -> Array:
+def class_balance(
+    predictions: Sequence[TeacherPredictions], classes: int, sum_over_devices: SumOverDevices
+) -> Array:
     """Factors [classes] that make the teacher's classes as common as people's in this step.
 
     With the odds of its detections' scores multiplied by them, the scores of a class sum to about
@@ -144,24 +151,24 @@ def class_balance(looks: Sequence[Look], classes: int, sum_over_devices: SumOver
     (compare ReMixMatch's distribution alignment, arXiv 1911.09785).
 
     Args:
-      looks: the teacher's looks at this device's images.
+      predictions: the teacher's, in this device's images.
       classes: number of classes.
       sum_over_devices: sums arrays over all devices.
     """
 
-    def said(balance: Array) -> Array:
-        weighed = [teaching.weigh(look.detections, balance) for look in looks]
+    def found_per_class(balance: Array) -> Array:
+        weighed = [balance_scores(each.detections, balance) for each in predictions]
         total: Array = sum_over_devices(
             sum(_by_class(each.labels, each.valid * each.scores, classes) for each in weighed)
         )
         return total
 
-    views = [look.view for look in looks]
+    views = [each.view for each in predictions]
     labelled = sum_over_devices(sum(_by_class(v.labels, v.valid, classes) for v in views))
     balance = jnp.ones(classes)
-    expected = labelled * said(balance).sum() / jnp.maximum(labelled.sum(), 1)
+    expected = labelled * found_per_class(balance).sum() / jnp.maximum(labelled.sum(), 1)
     for _ in range(ROUNDS):  # scores near 1 move less than their odds
-        balance *= (expected + 1) / (said(balance) + balance)
+        balance *= (expected + 1) / (found_per_class(balance) + balance)
     return jnp.where(labelled.sum() > 0, balance, 1.0)
 
 
@@ -171,26 +178,26 @@ def _by_class(labels: Array, amounts: Array, classes: int) -> Array:
     return named.reshape(-1, classes).sum(0)
 
 
-def least_score(
+def find_score_threshold(
     model: Detector,
     teacher: Params,
-    looks: Sequence[Look],
+    predictions: Sequence[TeacherPredictions],
     config: Any,
     sum_over_devices: SumOverDevices,
     balance: Array | None = None,
 ) -> Array:
     """The score above which the teacher's detections are pseudo boxes.
 
-    With `auto_count` c > 0 it is the lowest score, to a hundredth, above which this step's
-    detections are at most c times as many as its human boxes. With `auto_agreement` a > 0 it is the
-    lowest such that a share a of the detections above it that overlap no human box are there in the
-    mirrored view too; 1 where no score is, or fewer than ten detections can tell. Else it is
-    `pseudo_score_threshold`.
+    With `auto_count` > 0 it is the lowest score, in hundredths, above which this step has at most
+    `auto_count` detections per human box. With `auto_agreement` > 0 it is the lowest score, in
+    hundredths, such that of the detections above it that overlap no human box at least this share
+    is found again in the mirrored view; 1 where there is no such score, or where fewer than ten
+    such detections are above it. Else it is `pseudo_score_threshold`.
 
     Args:
       model: the detector.
       teacher: its parameters.
-      looks: its looks at this device's images.
+      predictions: its predictions in this device's images.
       config: `config.mixtraining`.
       sum_over_devices: sums arrays over all devices.
       balance: [classes] float32 by which scores are multiplied first.
@@ -199,8 +206,8 @@ def least_score(
         return jnp.float32(config.pseudo_score_threshold)
     scores = jnp.arange(SCORES) / SCORES
     found, agreeing, human = jnp.zeros(SCORES), jnp.zeros(SCORES), jnp.zeros(())
-    for look in looks:
-        view, detections = look.view, teaching.weigh(look.detections, balance)
+    for view, _, unbalanced, _ in predictions:
+        detections = balance_scores(unbalanced, balance)
         if config.auto_count:
             above = detections.scores[..., None] > scores
             found += (detections.valid[..., None] & above).sum((0, 1))
@@ -209,7 +216,7 @@ def least_score(
         overlaps = box_ops.iou(detections.boxes, view.boxes) > config.iou_threshold
         overlaps &= view.valid[:, None]
         alone = detections.valid & ~overlaps.any(-1)
-        same = alone & teaching.agrees(model, teacher, view, detections, config.agreement_iou)
+        same = alone & found_in_mirror(model, teacher, view, detections, config.agreement_iou)
         above = detections.scores[..., None] > scores
         found += (alone[..., None] & above).sum((0, 1))
         agreeing += (same[..., None] & above).sum((0, 1))

@@ -38,7 +38,7 @@ def as_numbers(metrics: Metrics) -> Numbers:
     return {name: number(value) for name, value in metrics.items()}
 
 
-def of_half(
+def half_metrics(
     half: str, losses: Numbers, records: list[StageRecord], sum_over_devices: SumOverDevices
 ) -> Metrics:
     """Names the losses of a half ("normal/rpn_boxes"), and the accuracy of its sampled RoIs."""
@@ -50,7 +50,9 @@ def of_half(
     return metrics
 
 
-def of_boxes(assignment: BoxAssignment, suffix: str, sum_over_devices: SumOverDevices) -> Metrics:
+def box_metrics(
+    assignment: BoxAssignment, suffix: str, sum_over_devices: SumOverDevices
+) -> Metrics:
     """Says what became of boxes, as means over images."""
     images = sum_over_devices(jnp.float32(len(assignment.kept)))
     return {
@@ -59,13 +61,13 @@ def of_boxes(assignment: BoxAssignment, suffix: str, sum_over_devices: SumOverDe
     }
 
 
-def of_criteria(criteria: Criteria) -> Metrics:
+def criteria_metrics(criteria: Criteria) -> Metrics:
     """Says by what a step judges boxes."""
     numbers = criteria._replace(balance=None)._asdict()  # which is of each class
     return {f"teacher/{name}": value for name, value in numbers.items() if value is not None}
 
 
-def of_teacher(
+def teacher_metrics(
     human: Targets,
     ratings: Array,
     detections: Detections,
@@ -81,7 +83,7 @@ def of_teacher(
     tells, which is never turned). See `step.TeacherOutput` for the other arguments.
     """
     images = sum_over_devices(jnp.float32(len(weak.image)))
-    metrics = of_boxes(assignment, "", sum_over_devices)
+    metrics = box_metrics(assignment, "", sum_over_devices)
     metrics["boxes/human"] = sum_over_devices(human.valid.sum()) / images
     easy = assignment.kept | assignment.replaced
     area = box_ops.area(weak.boxes) / jnp.abs(jnp.linalg.det(weak.matrix[:, :2, :2]))[:, None]

@@ -13,13 +13,26 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mixtrain_jax.mixtraining import criteria as judging
-from mixtrain_jax.mixtraining import metrics as measuring
-from mixtrain_jax.mixtraining import targets as mixing
-from mixtrain_jax.mixtraining import teacher as teaching
-from mixtrain_jax.mixtraining.criteria import Criteria
-from mixtrain_jax.mixtraining.metrics import Metrics
-from mixtrain_jax.mixtraining.teacher import Look
+from mixtrain_jax.mixtraining.criteria import Criteria, compute_criteria
+from mixtrain_jax.mixtraining.metrics import (
+    Metrics,
+    box_metrics,
+    criteria_metrics,
+    half_metrics,
+    teacher_metrics,
+)
+from mixtrain_jax.mixtraining.targets import BoxAssignment, combine, draw_anew, human_boxes, join
+from mixtrain_jax.mixtraining.teacher import (
+    TeacherPredictions,
+    back_to_weak,
+    balance_scores,
+    found_in_mirror,
+    keep_above,
+    make_ask_teacher,
+    pseudo_boxes,
+    rate_boxes,
+    teacher_predictions,
+)
 from mixtrain_jax.models.detector import Detector, bind
 from mixtrain_jax.models.roi_heads import AskTeacher
 from mixtrain_jax.types import Array, Batch, Detections, Params, SumOverDevices, Targets, View
@@ -41,11 +54,11 @@ class TeacherOutput(NamedTuple):
     human: Targets
     ratings: Array
     targets: Targets
-    assignment: mixing.BoxAssignment
+    assignment: BoxAssignment
     exact: Array
 
 
-class Lesson(NamedTuple):
+class Supervision(NamedTuple):
     """What the student is trained on in a view.
 
     Attributes:
@@ -58,12 +71,12 @@ class Lesson(NamedTuple):
     ask_teacher: AskTeacher | None = None
 
 
-def of_people(view: View) -> Lesson:
+def human_supervision(view: View) -> Supervision:
     """What people drew in a view, and no more: plain training."""
-    return Lesson(mixing.human_boxes(view))
+    return Supervision(human_boxes(view))
 
 
-def gradients(
+def compute_gradients(
     student: Params,
     teacher: Params,
     batch: Batch,
@@ -88,25 +101,24 @@ def gradients(
       This device's share of the gradients, metrics over all devices, and what the teacher made of
       this device's images (None in plain training).
     """
-    output, mixed, teacher_metrics = None, None, {}
-    normal = of_people(batch.normal)
+    output, mixed = None, None
+    of_teacher: Metrics = {}
+    normal = human_supervision(batch.normal)
     if batch.weak is not None and batch.strong is not None:
         drop_path = config.teacher_drop_path
         keys = image_keys(jax.random.fold_in(key, 1), batch.weak) if drop_path else None
-        mixed_look, normal_look = look_at(model, teacher, batch, config, keys)
-        criteria = judging.of_step(
-            model, teacher, mixed_look, normal_look, config, sum_over_devices
-        )
-        output, mixed = teach(
-            model, teacher, mixed_look, batch.strong, config, criteria,
-            hard=config.gt_score_threshold, soften=config.soft_background,
+        in_mixed, in_normal = predict_both_halves(model, teacher, batch, config, keys)
+        criteria = compute_criteria(model, teacher, in_mixed, in_normal, config, sum_over_devices)
+        output, mixed = mixed_supervision(
+            model, teacher, in_mixed, batch.strong, config, criteria,
+            rating_threshold=config.gt_score_threshold, soften=config.soft_background,
         )  # fmt: skip
         of_normal: Metrics = {}
-        if normal_look is not None:
-            normal, of_normal = normal_half(
-                model, teacher, normal_look, config, criteria, sum_over_devices
+        if in_normal is not None:
+            normal, of_normal = normal_supervision(
+                model, teacher, in_normal, config, criteria, sum_over_devices
             )
-        teacher_metrics = of_normal | measuring.of_criteria(criteria) | measuring.of_teacher(
+        of_teacher = of_normal | criteria_metrics(criteria) | teacher_metrics(
             output.human, output.ratings, output.detections, output.exact, output.assignment,
             batch.weak, sum_over_devices,
         )  # fmt: skip
@@ -114,13 +126,13 @@ def gradients(
     (_, metrics), grads = differentiate(
         student, batch, normal, mixed, key, model, config, sum_over_devices
     )
-    return grads, metrics | teacher_metrics, output
+    return grads, metrics | of_teacher, output
 
 
-def look_at(
+def predict_both_halves(
     model: Detector, teacher: Params, batch: Batch, config: Any, keys: Array | None = None
-) -> tuple[Look, Look | None]:
-    """The teacher's looks at the mixed half and, where it is asked of it, at the normal half.
+) -> tuple[TeacherPredictions, TeacherPredictions | None]:
+    """What the teacher predicts in the mixed half and, where that is asked for, in the normal half.
 
     Args:
       model: the detector.
@@ -130,85 +142,87 @@ def look_at(
       keys: [B] PRNG keys that switch its stochastic depth on in the mixed half.
     """
     assert batch.weak is not None and batch.strong is not None
-    mixed = teaching.look(model, teacher, batch.weak, batch.strong, keys)
+    mixed = teacher_predictions(model, teacher, batch.weak, batch.strong, keys)
     judged = config.balance_classes or config.auto_share
     if not (judged or config.mend_normal or config.soften_normal):
         return mixed, None
-    return mixed, teaching.look(model, teacher, batch.normal, batch.normal)
+    return mixed, teacher_predictions(model, teacher, batch.normal, batch.normal)
 
 
-def teach(
+def mixed_supervision(
     model: Detector,
     teacher: Params,
-    look: Look,
+    predictions: TeacherPredictions,
     strong: View,
     config: Any,
     criteria: Criteria,
     *,
-    hard: float,
+    rating_threshold: float,
     soften: bool,
-) -> tuple[TeacherOutput, Lesson]:
-    """The teacher's part: from its look at the weak view it makes mixed targets for the strong one.
+) -> tuple[TeacherOutput, Supervision]:
+    """The teacher's part: its predictions in the weak view become targets for the strong one.
 
     Args:
       model: the detector.
       teacher: its parameters.
-      look: its look at the weak view.
+      predictions: in the weak view.
       strong: the same images as the student sees them.
       config: `config.mixtraining`.
       criteria: by which it is done.
-      hard: the rating at or below which human boxes are left out, unless the criteria have one;
+      rating_threshold: human boxes rated at or below it are left out, unless the criteria have one;
         0: none is.
       soften: the teacher is asked of the RoIs in the student's loss.
 
     Returns:
       What the teacher made of the images, and what the student is trained on.
     """
-    human = mixing.human_boxes(strong)
-    features = look.features
-    weighed = teaching.weigh(look.detections, criteria.balance)
-    detections = teaching.above(weighed, criteria.least_score)
+    human = human_boxes(strong)
+    features = predictions.features
+    weighed = balance_scores(predictions.detections, criteria.balance)
+    detections = keep_above(weighed, criteria.score_threshold)
     if config.must_agree:
-        agrees = teaching.agrees(model, teacher, look.view, detections, config.agreement_iou)
-        detections = dataclasses.replace(detections, valid=agrees)
+        again = found_in_mirror(model, teacher, predictions.view, detections, config.agreement_iou)
+        detections = dataclasses.replace(detections, valid=again)
     if config.rate_boxes == "weak":  # whole objects, also where the strong view cuts them
-        rated = Targets(look.view.boxes, human.labels, human.valid)
+        rated = Targets(predictions.view.boxes, human.labels, human.valid)
     else:
-        rated = teaching.back_to_weak(human, features)
-    ratings = teaching.rate(
+        rated = back_to_weak(human, features)
+    ratings = rate_boxes(
         model, teacher, features, rated,
         given_object=config.rate_given_object, balance=criteria.balance,
     )  # fmt: skip
-    there = teaching.pseudo_boxes(look.detections, features, strong.size)
+    there = pseudo_boxes(predictions.detections, features, strong.size)
     pseudo = Targets(there.boxes, there.labels, there.valid & detections.valid)
     drawn = human
     if criteria.box_share is not None:
-        drawn = mixing.draw_anew(human, there, criteria.box_share)
-    limit = (hard or None) if criteria.least_rating is None else criteria.least_rating
-    combined, assignment = mixing.combine(drawn, ratings, pseudo, config, limit)
-    output = TeacherOutput(detections, human, ratings, combined, assignment, look.exact)
+        drawn = draw_anew(human, there, criteria.box_share)
+    limit: Array | float | None = criteria.rating_threshold
+    if limit is None:
+        limit = rating_threshold or None
+    combined, assignment = combine(drawn, ratings, pseudo, config, limit)
+    output = TeacherOutput(detections, human, ratings, combined, assignment, predictions.exact)
     ask_teacher = None
     if soften:
-        ask_teacher = teaching.opinions(
+        ask_teacher = make_ask_teacher(
             model, teacher, features, criteria.label_share,
             people=Targets(drawn.boxes, drawn.labels, assignment.kept),
-            others=mixing.join(
+            others=join(
                 Targets(human.boxes, human.labels, assignment.dropped),
                 Targets(pseudo.boxes, pseudo.labels, assignment.mending | assignment.missing),
             ),
         )  # fmt: skip
     output = jax.lax.stop_gradient(output)
-    return output, Lesson(output.targets, ask_teacher)
+    return output, Supervision(output.targets, ask_teacher)
 
 
-def normal_half(
+def normal_supervision(
     model: Detector,
     teacher: Params,
-    look: Look,
+    predictions: TeacherPredictions,
     config: Any,
     criteria: Criteria,
     sum_over_devices: SumOverDevices,
-) -> tuple[Lesson, Metrics]:
+) -> tuple[Supervision, Metrics]:
     """What the normal half is trained on: its human boxes or, with `mend_normal`, mixed targets.
 
     Weak and strong view are the same here, so no box is left out as too hard: only where the
@@ -217,7 +231,7 @@ def normal_half(
     Args:
       model: the detector.
       teacher: its parameters.
-      look: its look at the normal half.
+      predictions: in the normal half.
       config: `config.mixtraining`.
       criteria: by which it is done.
       sum_over_devices: sums arrays over all devices.
@@ -226,27 +240,27 @@ def normal_half(
       What the student is trained on, and metrics over all devices.
     """
     if config.mend_normal:
-        output, lesson = teach(
-            model, teacher, look, look.view, config, criteria,
-            hard=config.normal_gt_score_threshold, soften=config.soften_normal,
+        output, supervision = mixed_supervision(
+            model, teacher, predictions, predictions.view, config, criteria,
+            rating_threshold=config.normal_gt_score_threshold, soften=config.soften_normal,
         )  # fmt: skip
-        counts = measuring.of_boxes(output.assignment, "_normal", sum_over_devices)
-        return lesson, counts
+        counts = box_metrics(output.assignment, "_normal", sum_over_devices)
+        return supervision, counts
     if config.soften_normal:
-        human = mixing.human_boxes(look.view)
+        human = human_boxes(predictions.view)
         nothing = Targets(human.boxes, human.labels, jnp.zeros_like(human.valid))
-        ask_teacher = teaching.opinions(
-            model, teacher, look.features, criteria.label_share, people=human, others=nothing
+        ask_teacher = make_ask_teacher(
+            model, teacher, predictions.features, criteria.label_share, people=human, others=nothing
         )
-        return Lesson(human, ask_teacher), {}
-    return of_people(look.view), {}
+        return Supervision(human, ask_teacher), {}
+    return human_supervision(predictions.view), {}
 
 
 def student_loss(
     student: Params,
     batch: Batch,
-    normal: Lesson,
-    mixed: Lesson | None,
+    normal: Supervision,
+    mixed: Supervision | None,
     key: Array,
     model: Detector,
     config: Any,
@@ -275,12 +289,17 @@ def student_loss(
     detector = bind(model, student)
     pyramid = detector.features(views.image, views.size, keys)
 
-    def half(name: str, rows: slice, view: View, lesson: Lesson) -> tuple[Array, Metrics]:
+    def half(name: str, rows: slice, view: View, supervision: Supervision) -> tuple[Array, Metrics]:
         levels = tuple(level[rows] for level in pyramid)
         losses, records = detector.losses(
-            levels, view.size, lesson.targets, keys[rows], sum_over_devices, lesson.ask_teacher
+            levels,
+            view.size,
+            supervision.targets,
+            keys[rows],
+            sum_over_devices,
+            supervision.ask_teacher,
         )
-        measured = measuring.of_half(name, losses, records, sum_over_devices)
+        measured = half_metrics(name, losses, records, sum_over_devices)
         return sum(losses.values(), start=jnp.zeros(())), measured
 
     count = len(batch.normal.image)

@@ -2,9 +2,9 @@
 
 MixTraining, sections 3.2 and 3.3: a human box the teacher rates too low is too hard under strong
 augmentation and is left out; one that overlaps a pseudo box is replaced by it; pseudo boxes that
-overlap no human box are missing labels found. Beyond the paper, boxes that the teacher rates high
-can be safe from being replaced; a pseudo box that overlaps one of these stands in for none. Static
-shapes: N human and P pseudo slots, joined and masked.
+overlap no human box are missing labels found. Beyond the paper, boxes rated
+above `replace_score_threshold` stay, and a pseudo box that overlaps one of these replaces none.
+Static shapes: N human and P pseudo slots, joined and masked.
 """
 
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from mixtrain_jax.ops import boxes as box_ops
 from mixtrain_jax.types import Array, Targets, View
 
-SAME = 0.5  # IoU with which two boxes of a class are said to be of one object
+SAME_OBJECT = 0.5  # IoU with which two boxes of a class are said to be of one object
 
 
 class BoxAssignment(NamedTuple):
@@ -22,9 +22,9 @@ class BoxAssignment(NamedTuple):
 
     Attributes:
       kept: [B, N] human boxes that are targets.
-      replaced: [B, N] human boxes a pseudo box stands in for.
+      replaced: [B, N] human boxes that a pseudo box replaces.
       dropped: [B, N] human boxes too hard to be targets.
-      mending: [B, P] pseudo boxes that are targets and overlap a human box.
+      mending: [B, P] pseudo boxes that are targets and replace a human box.
       missing: [B, P] pseudo boxes that are targets and overlap none.
     """
 
@@ -41,7 +41,11 @@ def human_boxes(view: View) -> Targets:
 
 
 def combine(
-    human: Targets, ratings: Array, pseudo: Targets, config: Any, hard: Array | float | None
+    human: Targets,
+    ratings: Array,
+    pseudo: Targets,
+    config: Any,
+    rating_threshold: Array | float | None,
 ) -> tuple[Targets, BoxAssignment]:
     """Joins human and pseudo boxes into the targets of a view.
 
@@ -50,28 +54,28 @@ def combine(
       ratings: [B, N] float32, the teacher's probability of each human box's class.
       pseudo: P pseudo boxes per image, in pixels of the view.
       config: `config.mixtraining`.
-      hard: rating at or below which a human box is left out; None: none is.
+      rating_threshold: rating at or below which a human box is left out; None: none is.
 
     Returns:
       Targets with N + P slots, human boxes first, and what became of every box.
     """
     easy = human.valid
-    if config.mixed_augmentation and hard is not None:
-        easy &= ratings > hard
+    if config.mixed_augmentation and rating_threshold is not None:
+        easy &= ratings > rating_threshold
     overlaps = box_ops.iou(human.boxes, pseudo.boxes) > config.iou_threshold
     overlaps &= human.valid[..., :, None] & pseudo.valid[..., None, :]
-    # All of them at 1, as in the paper; a box that is left out is doubted at any.
+    # At 1 every box is, as in the paper; one that is left out is at any threshold.
     all_of_them = config.replace_score_threshold >= 1
-    doubted = all_of_them | ~easy | (ratings <= config.replace_score_threshold)
-    stands_in = overlaps.any(-2) & ~(overlaps & ~doubted[..., None]).any(-2)
+    replaceable = all_of_them | ~easy | (ratings <= config.replace_score_threshold)
+    replaces = overlaps.any(-2) & ~(overlaps & ~replaceable[..., None]).any(-2)
 
-    stood_in_for = (overlaps & stands_in[..., None, :]).any(-1)
-    replaced = easy & doubted & stood_in_for & config.replace_boxes
+    overlaps_replacing = (overlaps & replaces[..., None, :]).any(-1)
+    replaced = easy & replaceable & overlaps_replacing & config.replace_boxes
     assignment = BoxAssignment(
         kept=easy & ~replaced,
         replaced=replaced,
         dropped=human.valid & ~easy,
-        mending=pseudo.valid & stands_in & config.replace_boxes,
+        mending=pseudo.valid & replaces & config.replace_boxes,
         missing=pseudo.valid & ~overlaps.any(-2) & config.add_missing,
     )
     targets = join(
@@ -114,5 +118,5 @@ def draw_anew(human: Targets, found: Targets, share: Array) -> Targets:
     overlap, which = nearest(human, found)
     drawn = jnp.take_along_axis(found.boxes, which[..., None], axis=-2)
     mean = share * human.boxes + (1 - share) * drawn
-    boxes = jnp.where((overlap >= SAME)[..., None], mean, human.boxes)
+    boxes = jnp.where((overlap >= SAME_OBJECT)[..., None], mean, human.boxes)
     return Targets(boxes, human.labels, human.valid)

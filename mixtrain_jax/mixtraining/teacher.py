@@ -11,9 +11,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mixtrain_jax.mixtraining import targets as mixing
+from mixtrain_jax.mixtraining.targets import SAME_OBJECT
 from mixtrain_jax.models.detector import Detector, bind
-from mixtrain_jax.models.roi_heads import AskTeacher, Opinion
+from mixtrain_jax.models.roi_heads import AskTeacher, TeacherAnswer
 from mixtrain_jax.ops import boxes as box_ops
 from mixtrain_jax.types import Array, Detections, Params, Targets, View
 
@@ -36,7 +36,7 @@ class TeacherFeatures(NamedTuple):
     to_weak: Array
 
 
-class Look(NamedTuple):
+class TeacherPredictions(NamedTuple):
     """What the teacher makes of a view.
 
     Attributes:
@@ -52,18 +52,16 @@ class Look(NamedTuple):
     exact: Array
 
 
-def look(
+def teacher_predictions(
     model: Detector, teacher: Params, weak: View, strong: View, keys: Array | None = None
-) -> Look:
-    """Shows the teacher the weak view, and has it detect there; arguments as of `see`."""
-    features = see(model, teacher, weak, strong, keys)
-    detector = bind(model, teacher)
-    proposals = detector.proposals(features.pyramid, features.size)
-    detections, exact = detector.detect(features.pyramid, features.size, proposals)
-    return Look(weak, features, detections, exact)
+) -> TeacherPredictions:
+    """Computes features of the weak view and detects there; arguments as in `teacher_features`."""
+    features = teacher_features(model, teacher, weak, strong, keys)
+    detections, exact = bind(model, teacher).detect(features.pyramid, features.size)
+    return TeacherPredictions(weak, features, detections, exact)
 
 
-def see(
+def teacher_features(
     model: Detector, teacher: Params, weak: View, strong: View, keys: Array | None = None
 ) -> TeacherFeatures:
     """Computes the teacher's features of the weak view.
@@ -85,7 +83,7 @@ def see(
     )
 
 
-def weigh(detections: Detections, balance: Array | None) -> Detections:
+def balance_scores(detections: Detections, balance: Array | None) -> Detections:
     """Multiplies the odds of scores by `balance` [classes]; None: they are as they are."""
     if balance is None:
         return detections
@@ -93,12 +91,12 @@ def weigh(detections: Detections, balance: Array | None) -> Detections:
     return dataclasses.replace(detections, scores=weighed / (weighed + 1 - detections.scores))
 
 
-def above(detections: Detections, threshold: Array | float) -> Detections:
+def keep_above(detections: Detections, threshold: Array | float) -> Detections:
     """The detections with a score above the threshold; the others are no longer valid."""
     return dataclasses.replace(detections, valid=detections.valid & (detections.scores > threshold))
 
 
-def agrees(
+def found_in_mirror(
     model: Detector, teacher: Params, view: View, detections: Detections, iou: float
 ) -> Array:
     """Tells which detections [B, K] the teacher finds in the mirrored view as well.
@@ -117,7 +115,7 @@ def agrees(
     image = jnp.take_along_axis(view.image, source[:, None, :, None], axis=2)
     detector = bind(model, teacher)
     pyramid = detector.features(image, view.size)
-    again, _ = detector.detect(pyramid, view.size, detector.proposals(pyramid, view.size))
+    again, _ = detector.detect(pyramid, view.size)
     left, top, right, bottom = jnp.moveaxis(again.boxes, -1, 0)
     back = jnp.stack([width - right, top, width - left, bottom], axis=-1)
     same = box_ops.iou(detections.boxes, back) >= iou
@@ -143,7 +141,7 @@ def back_to_weak(human: Targets, features: TeacherFeatures) -> Targets:
     return Targets(boxes, human.labels, human.valid)
 
 
-def rate(
+def rate_boxes(
     model: Detector,
     teacher: Params,
     features: TeacherFeatures,
@@ -157,7 +155,7 @@ def rate(
     Args:
       model: the detector.
       teacher: its parameters.
-      features: what `see` returned.
+      features: what `teacher_features` returned.
       human: human boxes in pixels of the weak view; padding is rated 0.
       given_object: beyond the paper: the probability is among the classes, without the background.
       balance: [classes] float32 by which those of the classes are multiplied first; None: they are
@@ -172,13 +170,15 @@ def rate(
     return jnp.where(human.valid, own, 0)
 
 
-def classes_of(model: Detector, teacher: Params, features: TeacherFeatures, boxes: Array) -> Array:
+def class_probabilities(
+    model: Detector, teacher: Params, features: TeacherFeatures, boxes: Array
+) -> Array:
     """Returns the teacher's probabilities [B, N, classes], given that each box is an object."""
     probabilities = bind(model, teacher).score_boxes(features.pyramid, features.size, boxes)
     return _normalised(probabilities[..., :-1])
 
 
-def opinions(
+def make_ask_teacher(
     model: Detector,
     teacher: Params,
     features: TeacherFeatures,
@@ -189,18 +189,17 @@ def opinions(
 ) -> AskTeacher:
     """Returns a function that gives the teacher's probabilities for RoIs of the strong view.
 
-    In Cascade R-CNN each stage of the student is answered by the same stage of the teacher. Without
-    a share of the labels this is the soft background: how much RoIs look like background. Beyond
+    In Cascade R-CNN each stage of the student asks the same stage of the teacher. Without a
+    `label_share` only the probability of background is used: the paper's soft background. Beyond
     the paper, with one, labels are soft (the soft bootstrapping of Reed et al., arXiv 1412.6596):
-    class targets are so much of the label, and for the rest what the teacher says. RoIs that
-    overlap another box by IoU of at least 0.5, and more than any that people drew, are the
-    teacher's alone, as nobody else says what is there: a label made of its own judgement would only
-    make it surer.
+    so much of a class target is the label, the rest the teacher's probabilities. A RoI that
+    overlaps a box of `others` by IoU of at least 0.5, and more than any of `people`, takes the
+    teacher's alone: a label made of its own predictions would only make it surer.
 
     Args:
       model: the detector.
       teacher: its parameters.
-      features: what `see` returned.
+      features: what `teacher_features` returned.
       label_share: [] float32, of the labels in class targets; None: the soft background.
       people: N human boxes per image in pixels of the strong view; valid where they are targets.
       others: M boxes per image in the same pixels; valid where they are pseudo boxes that are
@@ -211,16 +210,16 @@ def opinions(
         overlaps = box_ops.iou(rois, those.boxes) * those.valid[..., None, :]
         return overlaps.max(-1)
 
-    def of_rois(stage: int, rois: Array) -> Opinion:
+    def of_rois(stage: int, rois: Array) -> TeacherAnswer:
         boxes, _ = box_ops.transform(rois, features.to_weak, features.size)
         detector = bind(model, teacher)
         probabilities = detector.score_boxes(features.pyramid, features.size, boxes, stage)
         share = None
         if label_share is not None:
             overlap = most(rois, others)
-            alone = (overlap >= mixing.SAME) & (overlap > most(rois, people))
+            alone = (overlap >= SAME_OBJECT) & (overlap > most(rois, people))
             share = jnp.where(alone, 0, label_share)
-        return jax.lax.stop_gradient(Opinion(probabilities, share))
+        return jax.lax.stop_gradient(TeacherAnswer(probabilities, share))
 
     return of_rois
 

@@ -1,8 +1,8 @@
 """The detector: backbone, feature pyramid, region proposals and box heads in one module.
 
 What the method needs are separate calls on shared features. The teacher computes `features`,
-`proposals`, `detect` and `score_boxes`; a training student `features` and `losses`; the label audit
-asks for `rate_boxes` too. `bind` gives the detector its parameters:
+`detect` and `score_boxes`; a training student `features` and `losses`; the label audit asks for
+`score_and_refine` too. `bind` gives the detector its parameters:
 `bind(model, params).features(image, size)`.
 """
 
@@ -64,14 +64,10 @@ class Detector(nn.Module):
         return rpn.propose(self.rpn(pyramid, size), size, self.config.rpn, training=False)
 
     def detect(
-        self,
-        pyramid: Pyramid,
-        size: Array,
-        proposals: Proposals,
-        scale: Array | None = None,
+        self, pyramid: Pyramid, size: Array, scale: Array | None = None
     ) -> tuple[Detections, Array]:
-        """Finds objects among proposals; see `RoIHead.detect`."""
-        return self.roi_head.detect(pyramid, size, proposals, scale)
+        """Finds the objects of B images, proposals first; see `RoIHead.detect`."""
+        return self.roi_head.detect(pyramid, size, self.proposals(pyramid, size), scale)
 
     def score_boxes(
         self, pyramid: Pyramid, size: Array, boxes: Array, stage: int | None = None
@@ -79,9 +75,9 @@ class Detector(nn.Module):
         """Returns class probabilities [B, K, classes + 1] of given boxes; see `RoIHead.score`."""
         return self.roi_head.score(pyramid, size, boxes, stage)
 
-    def rate_boxes(self, pyramid: Pyramid, size: Array, boxes: Array) -> tuple[Array, Array]:
-        """Returns class probabilities of given boxes, and the boxes refined; see `RoIHead.rate`."""
-        return self.roi_head.rate(pyramid, size, boxes)
+    def score_and_refine(self, pyramid: Pyramid, size: Array, boxes: Array) -> tuple[Array, Array]:
+        """Returns class probabilities of given boxes, and the boxes refined; see `RoIHead`."""
+        return self.roi_head.score_and_refine(pyramid, size, boxes)
 
     def losses(
         self,
@@ -98,7 +94,7 @@ class Detector(nn.Module):
           pyramid: what `features` returned.
           size: [B, 2] int32 height and width of the images.
           targets: the boxes to be found.
-          keys: [B] PRNG keys, one an image, for sampling anchors and RoIs.
+          keys: [B] PRNG keys, one per image, for sampling anchors and RoIs.
           sum_over_devices: sums arrays over all devices, so that losses do not depend on how many
             there are.
           ask_teacher: what the teacher says of RoIs; see `RoIHead.losses`.
@@ -120,8 +116,7 @@ class Detector(nn.Module):
 
     def __call__(self, image: Array, size: Array) -> Detections:
         """The whole detector in one call, from images to detections."""
-        pyramid = self.features(image, size)
-        return self.detect(pyramid, size, self.proposals(pyramid, size))[0]
+        return self.detect(self.features(image, size), size)[0]
 
 
 def bind(model: Detector, params: Params) -> Detector:
@@ -151,13 +146,13 @@ def build(config: Any, dtype: Any = None) -> Detector:
     return Detector(config.num_classes, frozen, jnp.dtype(dtype or config.dtype))
 
 
-def init(model: Detector, seed: int, side: int = 64) -> Params:
+def init(model: Detector, seed: int) -> Params:
     """Returns fresh parameters, a pure function of the seed, as float32 arrays."""
-    return _init(jax.random.key(seed), model, side)
+    return _init(jax.random.key(seed), model)
 
 
-@partial(jax.jit, static_argnames=("model", "side"))  # traced once in a process
-def _init(key: Array, model: Detector, side: int) -> Params:
-    image = jnp.zeros((1, side, side, 3))
-    params: Params = model.init(key, image, jnp.full((1, 2), side, jnp.int32))["params"]
+@partial(jax.jit, static_argnames="model")  # traced once in a process
+def _init(key: Array, model: Detector) -> Params:
+    image = jnp.zeros((1, 64, 64, 3))
+    params: Params = model.init(key, image, jnp.full((1, 2), 64, jnp.int32))["params"]
     return params

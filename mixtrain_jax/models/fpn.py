@@ -5,8 +5,8 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from mixtrain_jax.models import padding
 from mixtrain_jax.models.layers import Conv
+from mixtrain_jax.ops import padding
 from mixtrain_jax.types import Array
 
 

@@ -20,26 +20,26 @@ class Conv(nn.Module):
 
     Attributes:
       channels: of the output.
-      side: of the kernel, odd.
-      step: stride.
+      kernel_size: its height and width, odd.
+      stride: of the convolution.
       use_bias: whether to add a bias.
       dtype: of the arithmetic and the output; parameters are float32.
-      kernel_init: initialiser of the kernel [side, side, input channels, channels].
+      kernel_init: initialiser of the kernel [kernel_size, kernel_size, input channels, channels].
     """
 
     channels: int
-    side: int
-    step: int = 1
+    kernel_size: int
+    stride: int = 1
     use_bias: bool = True
     dtype: Any = jnp.float32
     kernel_init: Any = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Maps [B, H, W, C] to [B, ceil(H / step), ceil(W / step), channels]."""
-        shape = (self.side, self.side, x.shape[-1], self.channels)
+        """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), channels]."""
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.channels)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.step)
+        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
         if not self.use_bias:
             return y
         bias = self.param("bias", nn.initializers.zeros, (self.channels,), jnp.float32)

@@ -15,8 +15,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mixtrain_jax.models import padding
 from mixtrain_jax.models.layers import Conv
+from mixtrain_jax.ops import padding
 from mixtrain_jax.types import Array
 
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -156,72 +156,72 @@ class Stage(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array, size: Array, stride: int) -> Array:
-        """x: [B, H, W, C]; stride: of the stage's output, in pixels."""
+    def __call__(self, x: Array, size: Array, output_stride: int) -> Array:
+        """x: [B, H, W, C]; output_stride: of the stage's output, in pixels of the image."""
         for i in range(self.depth):
             x = self.block(
                 channels=self.channels,
-                step=self.first_stride if i == 0 else 1,
+                stride=self.first_stride if i == 0 else 1,
                 style=self.style,
                 norm=self.norm,
                 dtype=self.dtype,
                 name=f"block{i}",
-            )(x, size, stride)
+            )(x, size, output_stride)
         return x
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with a shortcut; `step` is the stride of the block."""
+    """Two 3x3 convolutions with a shortcut; `stride` is the block's."""
 
     channels: int
-    step: int
+    stride: int
     style: str
     norm: str
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array, size: Array, stride: int) -> Array:
-        before = stride // self.step
-        y = conv(self.channels, 3, self.step, self.dtype, "conv1")(padding.mask(x, size, before))
-        y = nn.relu(norm(self.norm, self.dtype, "norm1")(y, size, stride))
-        y = conv(self.channels, 3, 1, self.dtype, "conv2")(padding.mask(y, size, stride))
-        y = norm(self.norm, self.dtype, "norm2", last=True)(y, size, stride)
-        return nn.relu(y + shortcut(self, x, self.channels, size, stride))
+    def __call__(self, x: Array, size: Array, output_stride: int) -> Array:
+        before = output_stride // self.stride
+        y = conv(self.channels, 3, self.stride, self.dtype, "conv1")(padding.mask(x, size, before))
+        y = nn.relu(norm(self.norm, self.dtype, "norm1")(y, size, output_stride))
+        y = conv(self.channels, 3, 1, self.dtype, "conv2")(padding.mask(y, size, output_stride))
+        y = norm(self.norm, self.dtype, "norm2", last=True)(y, size, output_stride)
+        return nn.relu(y + shortcut(self, x, self.channels, size, output_stride))
 
 
 class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolutions with a shortcut; the output has four times `channels`."""
 
     channels: int
-    step: int
+    stride: int
     style: str
     norm: str
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array, size: Array, stride: int) -> Array:
-        first, second = (self.step, 1) if self.style == "caffe" else (1, self.step)
-        middle = stride // second
+    def __call__(self, x: Array, size: Array, output_stride: int) -> Array:
+        first, second = (self.stride, 1) if self.style == "caffe" else (1, self.stride)
+        middle = output_stride // second
         y = conv(self.channels, 1, first, self.dtype, "conv1")(x)
         y = nn.relu(norm(self.norm, self.dtype, "norm1")(y, size, middle))
         y = conv(self.channels, 3, second, self.dtype, "conv2")(padding.mask(y, size, middle))
-        y = nn.relu(norm(self.norm, self.dtype, "norm2")(y, size, stride))
+        y = nn.relu(norm(self.norm, self.dtype, "norm2")(y, size, output_stride))
         y = conv(4 * self.channels, 1, 1, self.dtype, "conv3")(y)
-        y = norm(self.norm, self.dtype, "norm3", last=True)(y, size, stride)
-        return nn.relu(y + shortcut(self, x, 4 * self.channels, size, stride))
+        y = norm(self.norm, self.dtype, "norm3", last=True)(y, size, output_stride)
+        return nn.relu(y + shortcut(self, x, 4 * self.channels, size, output_stride))
 
 
-def shortcut(block: Any, x: Array, channels: int, size: Array, stride: int) -> Array:
+def shortcut(block: Any, x: Array, channels: int, size: Array, output_stride: int) -> Array:
     """The input of a block, in the shape of its output: by a 1x1 convolution where needed."""
-    if block.step == 1 and x.shape[-1] == channels:
+    if block.stride == 1 and x.shape[-1] == channels:
         return x
-    x = conv(channels, 1, block.step, block.dtype, "shortcut_conv")(x)
-    return norm(block.norm, block.dtype, "shortcut_norm")(x, size, stride)
+    x = conv(channels, 1, block.stride, block.dtype, "shortcut_conv")(x)
+    return norm(block.norm, block.dtype, "shortcut_norm")(x, size, output_stride)
 
 
-def conv(channels: int, side: int, step: int, dtype: Any, name: str) -> Conv:
+def conv(channels: int, kernel_size: int, stride: int, dtype: Any, name: str) -> Conv:
     """A convolution without bias."""
-    return Conv(channels, side, step, False, dtype, weight_init, name=name)
+    return Conv(channels, kernel_size, stride, False, dtype, weight_init, name=name)
 
 
 def norm(kind: str, dtype: Any, name: str, last: bool = False) -> nn.Module:
@@ -237,8 +237,8 @@ class FrozenBatchNorm(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array, size: Array, stride: int) -> Array:
-        del size, stride
+    def __call__(self, x: Array, size: Array, output_stride: int) -> Array:
+        del size, output_stride
         ones, zeros = nn.initializers.ones, nn.initializers.zeros
         scale, bias, mean, var = (
             jax.lax.stop_gradient(self.param(name, init, (x.shape[-1],), jnp.float32))
@@ -258,12 +258,12 @@ class GroupNorm(nn.Module):
     scale_init: Any
 
     @nn.compact
-    def __call__(self, x: Array, size: Array, stride: int) -> Array:
+    def __call__(self, x: Array, size: Array, output_stride: int) -> Array:
         b, h, w, c = x.shape
         groups = math.gcd(c, min(32, max(1, c // 16)))
         scale = self.param("scale", self.scale_init, (c,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (c,), jnp.float32)
-        inside = padding.inside(h, w, padding.extent(size, stride))[..., None]
+        inside = padding.inside(h, w, padding.extent(size, output_stride))[..., None]
         cells = jnp.maximum(inside.sum((1, 2, 3)), 1)  # nothing is divided by 0
 
         def mean_of_group(y: Array) -> Array:

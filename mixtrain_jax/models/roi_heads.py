@@ -23,7 +23,7 @@ from mixtrain_jax.ops.roi_align import roi_align
 from mixtrain_jax.types import Array, Detections, SumOverDevices, Targets
 
 
-class Opinion(NamedTuple):
+class TeacherAnswer(NamedTuple):
     """What a teacher says of RoIs.
 
     Attributes:
@@ -36,8 +36,8 @@ class Opinion(NamedTuple):
     label_share: Array | None = None
 
 
-# From (stage, RoIs [B, K, 4]) to the teacher's opinion of them: RoIs are sampled inside the losses.
-AskTeacher = Callable[[int, Array], Opinion]
+# From (stage, RoIs [B, K, 4]) to the teacher's answer: RoIs are sampled inside the losses.
+AskTeacher = Callable[[int, Array], TeacherAnswer]
 
 
 class BoxHead(nn.Module):
@@ -149,14 +149,15 @@ class RoIHead(nn.Module):
         Returns:
           [B, K, 4] in the same pixels.
         """
-        if not self.config.class_agnostic:
-            last = self.num_classes - 1
-            index = jnp.clip(labels, 0, last)[..., None, None]
-            deltas = jnp.take_along_axis(deltas, index, axis=-2)[..., 0, :]
-        refined = box_ops.decode(
-            boxes, deltas, stds=tuple(self.config.delta_stds[stage]), size=size
-        )
-        return jax.lax.stop_gradient(refined)
+        own, stds = self._deltas_of(labels, deltas), tuple(self.config.delta_stds[stage])
+        return jax.lax.stop_gradient(box_ops.decode(boxes, own, stds=stds, size=size))
+
+    def _deltas_of(self, labels: Array, deltas: Array) -> Array:
+        """Each box's deltas [B, K, 4] for its label [B, K]; background takes the last class's."""
+        if self.config.class_agnostic:
+            return deltas
+        index = jnp.clip(labels, 0, self.num_classes - 1)[..., None, None]
+        return jnp.take_along_axis(deltas, index, axis=-2)[..., 0, :]
 
     def run_stages(self, pyramid: Pyramid, size: Array, boxes: Array) -> tuple[Array, Array, Array]:
         """Runs all stages with refinement by the best class in between; arguments of `predict`.
@@ -185,8 +186,8 @@ class RoIHead(nn.Module):
             logits, _ = self.predict(stage, pyramid, size, boxes)
         return nn.softmax(logits)
 
-    def rate(self, pyramid: Pyramid, size: Array, boxes: Array) -> tuple[Array, Array]:
-        """Rates given boxes as at test time, and draws them anew.
+    def score_and_refine(self, pyramid: Pyramid, size: Array, boxes: Array) -> tuple[Array, Array]:
+        """Scores given boxes as at test time, and draws them anew.
 
         Returns:
           Class probabilities [B, K, classes + 1] of boxes [B, K, 4], and the boxes [B, K, 4] as the
@@ -262,7 +263,7 @@ class RoIHead(nn.Module):
           size: [B, 2] int32 height and width of the images.
           proposals: candidates of the first stage.
           targets: the boxes to be found.
-          keys: [B] PRNG keys, one an image, for sampling RoIs.
+          keys: [B] PRNG keys, one per image, for sampling RoIs.
           sum_over_devices: sums arrays over all devices.
           ask_teacher: what the teacher says of RoIs. It weighs the RoIs labelled background by
             their background probabilities (MixTraining's soft background) or, where labels have a
@@ -278,17 +279,13 @@ class RoIHead(nn.Module):
             sample = self._sample(stage, boxes, valid, targets, keys)
             rois, labels, wanted = sample.rois, sample.labels, sample.wanted
             logits, deltas = self.predict(stage, pyramid, size, rois)
-            opinion = None if ask_teacher is None else ask_teacher(stage, rois)
-            goal, weights = self._class_targets(sample, opinion, sum_over_devices)
+            answer = None if ask_teacher is None else ask_teacher(stage, rois)
+            goal, weights = self._class_targets(sample, answer, sum_over_devices)
             entropy = optax.softmax_cross_entropy(logits, goal)
             weighted = sum_over_devices((weights > 0).sum())
             class_loss = (weights * entropy).sum() / jnp.maximum(weighted, 1)
-            if not self.config.class_agnostic:
-                index = jnp.minimum(labels, self.num_classes - 1)[..., None, None]
-                own = jnp.take_along_axis(deltas, index, axis=-2)[..., 0, :]
-            else:
-                own = deltas
-            distance = _smooth_l1(own - wanted, self.config.smooth_l1_beta).sum(-1)
+            misses = self._deltas_of(labels, deltas) - wanted
+            distance = _smooth_l1(misses, self.config.smooth_l1_beta).sum(-1)
             box_loss = jnp.where(sample.positive, distance, 0).sum()
             box_loss /= jnp.maximum(sum_over_devices(sample.valid.sum()), 1)
 
@@ -304,7 +301,7 @@ class RoIHead(nn.Module):
         return losses, records
 
     def _class_targets(
-        self, sample: "_Sampled", opinion: Opinion | None, sum_over_devices: SumOverDevices
+        self, sample: "_Sampled", answer: TeacherAnswer | None, sum_over_devices: SumOverDevices
     ) -> tuple[Array, Array]:
         """The class targets [B, K, classes + 1] of sampled RoIs, and their weights [B, K].
 
@@ -313,12 +310,12 @@ class RoIHead(nn.Module):
         """
         weights = sample.valid.astype(jnp.float32)
         goal = jax.nn.one_hot(sample.labels, self.num_classes + 1)
-        if opinion is not None and opinion.label_share is not None:
-            share = opinion.label_share[..., None]
-            goal = share * goal + (1 - share) * opinion.probabilities
-        elif opinion is not None:
+        if answer is not None and answer.label_share is not None:
+            share = answer.label_share[..., None]
+            goal = share * goal + (1 - share) * answer.probabilities
+        elif answer is not None:
             background = sample.valid & (sample.labels == self.num_classes)
-            weights = jnp.where(background, opinion.probabilities[..., -1], weights)
+            weights = jnp.where(background, answer.probabilities[..., -1], weights)
             sampled, weight = sum_over_devices((sample.valid.sum(), weights.sum()))
             weights *= sampled / jnp.maximum(weight, 1)
         return jax.lax.stop_gradient((goal, weights))

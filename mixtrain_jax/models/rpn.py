@@ -14,11 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mixtrain_jax.models import padding
 from mixtrain_jax.models.layers import Conv
 from mixtrain_jax.ops import anchors as anchor_ops
 from mixtrain_jax.ops import boxes as box_ops
-from mixtrain_jax.ops import matching, nms
+from mixtrain_jax.ops import matching, nms, padding
 from mixtrain_jax.types import Array, SumOverDevices, Targets
 
 Pyramid = tuple[Array, ...]  # features [B, H / s, W / s, C] for the strides s
@@ -45,12 +44,10 @@ class Proposals(NamedTuple):
 
     Attributes:
       boxes: [B, K, 4] float32 in pixels of the view.
-      scores: [B, K] float32 objectness in [0, 1].
       valid: [B, K] bool.
     """
 
     boxes: Array
-    scores: Array
     valid: Array
 
 
@@ -130,9 +127,7 @@ def propose(predictions: Predictions, size: Array, config: Any, *, training: boo
         boxes, scores = boxes.reshape(-1, 4), jnp.where(keep, scores, -jnp.inf).reshape(-1)
         best, index = jax.lax.top_k(scores, count)
         valid = jnp.isfinite(best)
-        return Proposals(
-            jnp.where(valid[:, None], boxes[index], 0), jnp.where(valid, best, 0), valid
-        )
+        return Proposals(jnp.where(valid[:, None], boxes[index], 0), valid)
 
     logits, deltas = jax.lax.stop_gradient((predictions.logits, predictions.deltas))
     return jax.vmap(of_image)(logits, deltas, size)
@@ -155,7 +150,7 @@ def losses(
       predictions: what the network says of B images.
       size: [B, 2] int32 height and width of the images.
       targets: the boxes to be found.
-      keys: [B] PRNG keys, one an image, for sampling anchors.
+      keys: [B] PRNG keys, one per image, for sampling anchors.
       config: `config.model.rpn`.
       sum_over_devices: sums arrays over all devices.
 

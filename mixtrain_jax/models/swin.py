@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixtrain_jax.models import padding
 from mixtrain_jax.models.layers import Dense
+from mixtrain_jax.ops import padding
 from mixtrain_jax.ops.cpu import residual
 from mixtrain_jax.types import Array
 
@@ -55,7 +55,7 @@ class Swin(nn.Module):
         Args:
           image: [B, H, W, 3] normalised pixels, zero beyond `size`.
           size: [B, 2] height and width of each image in pixels.
-          keys: [B] PRNG keys, one an image, for stochastic depth; None for a deterministic pass.
+          keys: [B] PRNG keys, one per image, for stochastic depth; None for a deterministic pass.
 
         Returns:
           Features [B, ceil(H/s), ceil(W/s), embed_dim * s/4] for s = 4, 8, 16, 32.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from mixtrain_jax.ops import boxes as box_ops
+from mixtrain_jax.ops import padding
 
 RATIOS = (0.5, 1.0, 2.0)
 
@@ -75,7 +75,7 @@ def inside(anchors: Array | np.ndarray, size: Array, border: float = -1) -> Arra
     """
     x1, y1, x2, y2 = anchors[:, 0], anchors[:, 1], anchors[:, 2], anchors[:, 3]
     height, width = size[0], size[1]
-    padded_height, padded_width = box_ops.padded_size(height), box_ops.padded_size(width)
+    padded_height, padded_width = padding.padded_size(height), padding.padded_size(width)
     # Centres are integers up to rounding: half a pixel off the limit decides every one safely.
     mask = ((x1 + x2) / 2 < padded_width - 0.5) & ((y1 + y2) / 2 < padded_height - 0.5)
     if border >= 0:

@@ -21,15 +21,6 @@ _MIN_UNION = 1e-6
 _MIN_SIDE = 1e-6
 
 
-def padded_size(size: Array) -> Array:
-    """Returns the sides of an image after the pad every image gets: the next multiples of 32.
-
-    Args:
-      size: [..., 2] int32 height and width before padding.
-    """
-    return (size + 31) // 32 * 32
-
-
 def area(boxes: Array) -> Array:
     """Returns the areas [...] of boxes [..., 4], 0 where a side is negative."""
     sides = jnp.maximum(boxes[..., 2:] - boxes[..., :2], 0)

@@ -72,7 +72,7 @@ def match(
     usable = jnp.ones(len(anchors), bool) if valid is None else valid
     nobody = jnp.full(len(anchors), -1, jnp.int32)
 
-    def look_at(numbers: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def match_some(numbers: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         """Takes some more target boxes [n] into account, in ascending order."""
         best, gt_index, claimed_by = state
         overlap = jnp.where(
@@ -95,15 +95,17 @@ def match(
     # the end, for a loop whose length the data decides makes the host wait.
     def one_by_one(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         count = jnp.max(jnp.where(gt_valid, jnp.arange(1, len(gt) + 1), 0))
-        return jax.lax.fori_loop(0, count, lambda n, found: look_at(n[None], found), state)
+        return jax.lax.fori_loop(0, count, lambda n, found: match_some(n[None], found), state)
 
     def to_the_end(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        def look(part: Array, found: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        def match_part(
+            part: Array, found: tuple[Array, Array, Array]
+        ) -> tuple[Array, Array, Array]:
             numbers = part * _AT_ONCE + jnp.arange(_AT_ONCE)
-            # Past the end the last one is looked at again, which changes nothing.
-            return look_at(jnp.minimum(numbers, len(gt) - 1), found)
+            # Past the end the last one is taken again, which changes nothing.
+            return match_some(jnp.minimum(numbers, len(gt) - 1), found)
 
-        return jax.lax.fori_loop(0, -(-len(gt) // _AT_ONCE), look, state)
+        return jax.lax.fori_loop(0, -(-len(gt) // _AT_ONCE), match_part, state)
 
     state = (jnp.full(len(anchors), -1.0), jnp.zeros_like(nobody), nobody)
     if len(gt):

@@ -91,7 +91,7 @@ def class_nms(
       score_threshold: a detection's score is above it.
       iou_threshold: see `nms`.
       count: detections returned.
-      candidates: size of the problem solved.
+      candidates: how many pairs of box and class are looked at, the best ones.
 
     Returns:
       boxes [count, 4], scores [count], labels [count] int32, valid [count] bool, best first and

@@ -14,7 +14,7 @@ from jax import Array
 from mixtrain_jax.ops import roi_bins, roi_tiles, rois
 
 _ON_CPU = roi_tiles.Size(tile=16, chunk=1)  # one tile at a time stays in cache
-_ON_TPU = roi_tiles.Size(tile=32, chunk=512)  # many at once, nearly always one a RoI
+_ON_TPU = roi_tiles.Size(tile=32, chunk=512)  # many at once, nearly always one per RoI
 
 
 def roi_align(

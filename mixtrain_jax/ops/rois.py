@@ -14,10 +14,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from mixtrain_jax.ops import boxes as box_ops
+from mixtrain_jax.ops import padding
 
 FINEST = 56  # a RoI of twice this side, in pixels, is the first to leave the finest level
 _MAX_SAMPLES = 4096  # of a bin, each way; a bound on the work that a wildly wrong box can ask for
-_TOUCHING = 6  # samples, more than half a cell apart, of which those that touch a cell are some
+_TOUCHING = 6  # samples lie more than half a cell apart: those that touch a cell are among so many
 
 
 class Rois(NamedTuple):
@@ -91,7 +92,7 @@ def locate(
     level = jnp.clip(jnp.floor(jnp.log2(scale + 1e-6)), 0, len(strides) - 1).astype(jnp.int32)
     image = jnp.broadcast_to(jnp.arange(len(boxes))[:, None], level.shape)
     stride = jnp.asarray(strides)
-    extents = -(-box_ops.padded_size(size)[:, None] // stride[:, None])
+    extents = padding.extent(size[:, None], stride[:, None])
     extent = jnp.minimum(extents, jnp.asarray(shapes))[image, level]
 
     corners = boxes / stride[level][..., None] - 0.5

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mixtrain_jax.ops import numpy_boxes
 from mixtrain_jax.pages import crops, render
 
 FOLDER = "worst"
@@ -110,7 +111,7 @@ def _drawn(
     free = np.ones(len(there), bool)
     drawn = []
     for row in seen:
-        overlap = _iou(found.boxes[row], truth.boxes[there])
+        overlap = numpy_boxes.iou(found.boxes[row][None], truth.boxes[there])[0]
         overlap = overlap * free * (truth.labels[there] == found.labels[row])
         right = bool(len(there)) and overlap.max() >= SAME_IOU
         if right:
@@ -119,10 +120,3 @@ def _drawn(
         drawn.append((found.boxes[row], crops.PROPOSED if right else crops.WRONG, caption))
     drawn += [(truth.boxes[row], crops.HUMAN, f"{names[truth.labels[row]]}") for row in there[free]]
     return drawn
-
-
-def _iou(box: Any, boxes: Any) -> Any:
-    sides = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
-    overlap = np.maximum(sides, 0).prod(-1)
-    areas = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(-1)
-    return overlap / np.maximum(areas - overlap, 1e-9)

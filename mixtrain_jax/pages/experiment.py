@@ -24,7 +24,7 @@ def write(
       title: the experiment's name.
       columns: what is measured.
       rows: of each arm its name and a cell for each column.
-      curves: lines over steps, one an arm, by what they show.
+      curves: lines over steps, one per arm, by what they show.
       commands: of each run its name and the command that trained it.
 
     Returns:

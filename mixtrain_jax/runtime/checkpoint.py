@@ -292,7 +292,7 @@ def _noted_as_proven(directory: epath.Path) -> int:
 
 def _free_name(directory: epath.Path, step: int | str, why: str = "suspect") -> str:
     """A name for a checkpoint that is set aside, which none before has."""
-    name, taken = f"{why}-{step}", storage.names(directory)
+    name, taken = f"{why}-{step}", storage.list_folder(directory)
     number = 2
     while name in taken:
         name, number = f"{why}-{step}-{number}", number + 1

@@ -47,7 +47,7 @@ class Machine:
         return f"{named}{free}, {self.cores} cores"
 
 
-def look() -> Machine:
+def this_machine() -> Machine:
     """Looks at this machine; starts JAX's devices."""
     local = jax.local_devices()
     first = local[0]
@@ -57,12 +57,20 @@ def look() -> Machine:
         devices=jax.device_count(),
         local_devices=len(local),
         memory=_host_memory(len(local)) if first.platform == "cpu" else _device_memory(first),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else _cores(),
+        cores=cores(),
     )
 
 
-def _cores() -> int:
+def cores() -> int:
+    """How many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def free_memory() -> int | None:
+    """Bytes of this host's memory that are free; None: it is not known."""
+    return _host_memory(1)
 
 
 def _device_memory(device: jax.Device) -> int | None:

@@ -92,7 +92,7 @@ def finished_steps(directory: epath.Path) -> list[int]:
     """Steps of the finished checkpoints, ascending."""
     return sorted(
         int(name)
-        for name in storage.names(directory)
+        for name in storage.list_folder(directory)
         if name.isdecimal() and _is_finished(directory / name)
     )
 
@@ -114,7 +114,7 @@ def cleared(directory: epath.Path) -> Iterator[None]:
     Orbax does so too, but beside the first look at what there is, and in an object store a folder
     is gone with its last file: whoever was listing it, on this host or another, then failed.
     """
-    for name in storage.names(directory):
+    for name in storage.list_folder(directory):
         path = directory / name
         if _TEMPORARY in name or (name.isdecimal() and not _is_finished(path)):
             storage.delete_directory(path)
@@ -133,11 +133,11 @@ def read(path: epath.Path, parts: tuple[str, ...]) -> tuple[Flat, dict[str, Any]
         try:
             return _read(path, parts)
         except Exception as error:
-            if storage.passes(error) or _refused(error):
+            if storage.is_transient(error) or _refused(error):
                 raise
             return error
 
-    found = storage.attempt("read", path, once)
+    found = storage.retry("read", path, once)
     if isinstance(found, Exception):
         raise found
     return found
@@ -213,7 +213,7 @@ def explained(path: epath.Path) -> Iterator[None]:
             raise
         # tensorstore has no classes for it, only words
         told = next((words for words in NOT_WRITABLE if words in str(error)), None)
-        if told is None and not isinstance(error, OSError) and not storage.passes(error):
+        if told is None and not isinstance(error, OSError) and not storage.is_transient(error):
             raise
         raise storage.StorageError(
             f"cannot write {path}: {told or storage.reason(error)}"

@@ -66,12 +66,12 @@ def prefetch(batches: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
     shares = NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), PartitionSpec(AXIS))
     waiting: collections.deque[tuple[Any, Any]] = collections.deque()
     while True:
-        watch.at(doing="waiting for images")
+        watch.report(doing="waiting for images")
         batch = next(batches, None)
         if batch is None:
             break
         waiting.append((batch, jax.device_put(shard(batch), shares)))
-        watch.at(doing="computing")
+        watch.report(doing="computing")
         if len(waiting) == AHEAD:
             yield waiting.popleft()
     yield from waiting
@@ -175,9 +175,11 @@ def collect(entries: list[Any]) -> list[Any]:
     """Joins the hosts' lists of plain JSON values in the hosts' order; every host gets all."""
     if jax.process_count() == 1:
         return entries
-    watch.waits(watch.FOR_OTHERS)  # here, and not in a sum over devices, which gives up sooner
+    watch.report_waiting(
+        watch.FOR_OTHERS
+    )  # here, and not in a sum over devices, which gives up sooner
     hosts.from_all("collect", True)
-    watch.waits("computing")
+    watch.report_waiting("computing")
     text = np.frombuffer(json.dumps(entries).encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.array(len(text)))
     texts = multihost_utils.process_allgather(np.pad(text, (0, int(sizes.max()) - len(text))))

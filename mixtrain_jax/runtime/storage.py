@@ -1,9 +1,9 @@
 """Every path of a run, in local folders and object stores (gs://), and their errors in one line.
 
 Object stores are reached by fsspec (for gs:// its gcsfs), here and in orbax's metadata alike, which
-goes through `epath`. What the libraries raise becomes one class, `StorageError`; errors that pass
-(a 503, a reset connection, a timeout) are tried again first. An object store has no folders and no
-renaming in one go, but an object is there as a whole or not at all.
+goes through `epath`. What the libraries raise becomes one class, `StorageError`; after transient
+errors (a 503, a reset connection, a timeout) it is tried again first. An object store has no
+folders and no renaming in one go, but an object is there as a whole or not at all.
 """
 
 import contextlib
@@ -26,20 +26,20 @@ from PIL import Image
 
 from mixtrain_jax.errors import UserError
 
-PATIENCE = 300.0  # seconds for which an operation is tried again after errors that pass
+PATIENCE = 300.0  # seconds for which an operation is tried again after transient errors
 LONGEST_PAUSE = 30.0  # seconds between two tries
 
-_PASSING_NUMBERS = {
+_TRANSIENT_NUMBERS = {
     errno.EAGAIN, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTUNREACH,
     errno.EINTR, errno.ENETDOWN, errno.ENETUNREACH, errno.EPIPE, errno.ESTALE,
     errno.ETIMEDOUT,
 }  # fmt: skip
-_PASSING_CODES = {408, 429, 500, 502, 503, 504}
+_TRANSIENT_CODES = {408, 429, 500, 502, 503, 504}
 # Classes of gcsfs, aiohttp, requests and google.auth, which are not imported for their names.
-_PASSING_CLASSES = {"ChecksumError", "ClientError", "FSTimeoutError", "RefreshError",
-                    "RequestException", "TransportError"}  # fmt: skip
+_TRANSIENT_CLASSES = {"ChecksumError", "ClientError", "FSTimeoutError", "RefreshError",
+                      "RequestException", "TransportError"}  # fmt: skip
 # What tensorstore, whose errors have no class of their own, writes of the same.
-_PASSING_WORDS = (
+_TRANSIENT_WORDS = (
     "ABORTED:", "CURL error", "Connection reset", "DEADLINE_EXCEEDED", "HTTP 429", "HTTP 5",
     "Input/output error", "UNAVAILABLE", "timed out",
 )  # fmt: skip
@@ -51,10 +51,10 @@ class StorageError(UserError, OSError):
     """A path that could not be read or written; the message names it and says why.
 
     Attributes:
-      passing: whether what was wrong may be gone when it is tried later.
+      transient: whether what was wrong may be gone when it is tried later.
     """
 
-    passing: bool = False
+    transient: bool = False
 
 
 def is_local(path: epath.PathLike) -> bool:
@@ -108,19 +108,17 @@ def _kind(path: epath.PathLike) -> str | None:
                 return None
             raise
 
-    return None if "\0" in os.fspath(path) else attempt("read", path, look)
+    return None if "\0" in os.fspath(path) else retry("read", path, look)
 
 
-def names(path: epath.PathLike) -> list[str]:
+def list_folder(path: epath.PathLike) -> list[str]:
     """What a folder holds, sorted; nothing where there is no such folder.
 
     Raises:
       StorageError: the folder cannot be read.
     """
     try:
-        return attempt(
-            "list", path, lambda: sorted(each.name for each in epath.Path(path).iterdir())
-        )
+        return retry("list", path, lambda: sorted(each.name for each in epath.Path(path).iterdir()))
     except FileNotFoundError:
         return []
 
@@ -133,7 +131,7 @@ def files_below(path: epath.PathLike) -> list[str]:
     """
     store = _object_store(path)
     root = store._strip_protocol(os.fspath(path)).rstrip("/") + "/"
-    found = attempt("list", path, lambda: store.find(root))
+    found = retry("list", path, lambda: store.find(root))
     return sorted(key[len(root) :] for key in found if not key.endswith("/"))
 
 
@@ -145,9 +143,9 @@ def read(path: epath.PathLike) -> bytes:
       StorageError: it cannot be read.
     """
     if is_local(path):
-        return attempt("read", path, epath.Path(path).read_bytes)
+        return retry("read", path, epath.Path(path).read_bytes)
     # One request; to open the file would ask for its size first.
-    return attempt("read", path, lambda: _object_store(path).cat_file(os.fspath(path)))
+    return retry("read", path, lambda: _object_store(path).cat_file(os.fspath(path)))
 
 
 def write(path: epath.PathLike, content: bytes) -> None:
@@ -157,7 +155,7 @@ def write(path: epath.PathLike, content: bytes) -> None:
       StorageError: the file cannot be written.
     """
     if not is_local(path):
-        attempt("write", path, lambda: _object_store(path).pipe_file(os.fspath(path), content))
+        retry("write", path, lambda: _object_store(path).pipe_file(os.fspath(path), content))
         return
     place = epath.Path(path)
     draft = place.with_name(place.name + ".tmp")
@@ -167,7 +165,7 @@ def write(path: epath.PathLike, content: bytes) -> None:
         draft.write_bytes(content)
         draft.replace(place)
 
-    attempt("write", path, replace)
+    retry("write", path, replace)
 
 
 def write_json(path: epath.PathLike, value: Any, indent: int | None = None) -> None:
@@ -177,29 +175,29 @@ def write_json(path: epath.PathLike, value: Any, indent: int | None = None) -> N
 
 def make_directory(path: epath.PathLike) -> None:
     """Makes a folder and those above it; raises StorageError where that cannot be."""
-    attempt("write", path, lambda: epath.Path(path).mkdir(parents=True, exist_ok=True))
+    retry("write", path, lambda: epath.Path(path).mkdir(parents=True, exist_ok=True))
 
 
 def rename(path: epath.PathLike, name: str) -> None:
     """Gives a file or folder another name in its folder; raises StorageError if it cannot."""
     place = epath.Path(path)
-    attempt("rename", path, lambda: place.rename(place.with_name(name)))
+    retry("rename", path, lambda: place.rename(place.with_name(name)))
 
 
 def delete(path: epath.PathLike) -> None:
     """Deletes a file; one that is gone already is no error. Raises StorageError if it cannot."""
     with contextlib.suppress(FileNotFoundError):
-        attempt("delete", path, epath.Path(path).unlink)
+        retry("delete", path, epath.Path(path).unlink)
 
 
 def delete_directory(path: epath.PathLike) -> None:
     """Deletes a folder and what is in it, if there is one; raises StorageError if it cannot."""
     with contextlib.suppress(FileNotFoundError):
-        attempt("delete", path, epath.Path(path).rmtree)
+        retry("delete", path, epath.Path(path).rmtree)
 
 
-def attempt(verb: str, path: epath.PathLike, what: Callable[[], T]) -> T:
-    """Calls a function that works on a path, again and again while its errors are passing ones.
+def retry(verb: str, path: epath.PathLike, what: Callable[[], T]) -> T:
+    """Calls a function that works on a path, again and again while its errors are transient ones.
 
     Args:
       verb: what the function does, for the message: "read", "write".
@@ -224,31 +222,31 @@ def attempt(verb: str, path: epath.PathLike, what: Callable[[], T]) -> T:
             raise StorageError(f"cannot {verb} {path}: {error}; pip install gcsfs") from error
         except Exception as error:
             failed = StorageError(f"cannot {verb} {path}: {reason(error)}")
-            failed.passing = passes(error)
-            if not failed.passing or time.monotonic() + pause > end:
+            failed.transient = is_transient(error)
+            if not failed.transient or time.monotonic() + pause > end:
                 raise failed from error
             logging.info("%s; trying again in %.1f s", failed, pause)
         time.sleep(pause * random.uniform(0.7, 1.0))
         pause = min(2 * pause, LONGEST_PAUSE)
 
 
-def passes(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether an error speaks of a network or a server that may answer a moment later."""
     if isinstance(error, StorageError):
-        return error.passing
+        return error.transient
     if isinstance(error, FileNotFoundError | PermissionError):
         return False
     if isinstance(error, TimeoutError | ConnectionError):
         return True
-    if isinstance(error, OSError) and error.errno in _PASSING_NUMBERS:
+    if isinstance(error, OSError) and error.errno in _TRANSIENT_NUMBERS:
         return True
     code = str(getattr(error, "code", ""))
-    if code.isdecimal() and int(code) in _PASSING_CODES:
+    if code.isdecimal() and int(code) in _TRANSIENT_CODES:
         return True
-    if any(kind.__name__ in _PASSING_CLASSES for kind in type(error).__mro__):
+    if any(kind.__name__ in _TRANSIENT_CLASSES for kind in type(error).__mro__):
         return True
     return isinstance(error, ValueError | RuntimeError) and any(
-        words in str(error) for words in _PASSING_WORDS
+        words in str(error) for words in _TRANSIENT_WORDS
     )
 
 

@@ -18,8 +18,8 @@ from typing import TypeVar
 from mixtrain_jax.errors import STALLED, LostPeer
 from mixtrain_jax.runtime import hosts
 
-BEAT = 2.0  # seconds between two words of a process
-SILENT = 40.0  # seconds without a word after which a process is taken for gone
+BEAT = 2.0  # seconds between two heartbeats of a process
+SILENT = 40.0  # seconds without a heartbeat after which a process is taken for gone
 FINISHED = "finished"  # what a process does that is silent from now on
 FOR_OTHERS = "waiting for the images of other hosts"
 _SHORT = 0.002  # seconds until the others are asked again
@@ -28,7 +28,7 @@ _last_line = threading.RLock()  # whoever ends this process holds it, so that on
 
 
 @dataclasses.dataclass(frozen=True)
-class Word:
+class Heartbeat:
     """What a process says of itself.
 
     Attributes:
@@ -47,7 +47,7 @@ class Word:
 
 
 class StallDetector:
-    """Decides from the words of all processes whether this one has to end.
+    """Decides from the heartbeats of all processes whether this one has to end.
 
     Attributes:
       patience: seconds in which a process must go on to something else; 0: for ever.
@@ -57,15 +57,18 @@ class StallDetector:
         self.patience = patience
         self._me = me
         self._looks = 0
-        self._last: dict[int, tuple[Word, int, int]] = {}  # word, look of last beat, of last move
+        # Last heartbeat of each process, and the looks when it last came and last moved.
+        self._last: dict[int, tuple[Heartbeat, int, int]] = {}
 
-    def look(self, words: dict[int, Word], ended: dict[int, tuple[int, str]]) -> LostPeer | None:
+    def judge(
+        self, heartbeats: dict[int, Heartbeat], ended: dict[int, tuple[int, str]]
+    ) -> LostPeer | None:
         """Looks at what has been said, `BEAT` seconds after it did so before.
 
         Time is counted in looks, so that a process that was itself suspended blames nobody.
 
         Args:
-          words: the last word of each process.
+          heartbeats: the last one of each process.
           ended: exit code and last line of each process that has failed.
 
         Returns:
@@ -75,34 +78,34 @@ class StallDetector:
         for number, (code, line) in sorted(ended.items()):
             if number != self._me:
                 return LostPeer(f"host {number} has ended: {line}", code)
-        for number, word in words.items():
-            before, beat, move = self._last.get(number, (Word(-1, -1), 0, 0))
-            beat = self._looks if word.beat != before.beat else beat
-            move = self._looks if word.moved != before.moved else move
-            self._last[number] = word, beat, move
-        for number, (word, beat, _) in sorted(self._last.items()):
-            silent = (self._looks - beat) * BEAT > SILENT and word.doing != FINISHED
+        for number, now in heartbeats.items():
+            before, came, moved = self._last.get(number, (Heartbeat(-1, -1), 0, 0))
+            came = self._looks if now.beat != before.beat else came
+            moved = self._looks if now.moved != before.moved else moved
+            self._last[number] = now, came, moved
+        for number, (last, came, _) in sorted(self._last.items()):
+            silent = (self._looks - came) * BEAT > SILENT and last.doing != FINISHED
             if number != self._me and silent:
                 return LostPeer(
-                    f"{_named(number, word)} has said nothing for {SILENT:.0f} s, its last step is "
-                    f"{word.step}; start all hosts again to resume after the last checkpoint"
+                    f"{_named(number, last)} has said nothing for {SILENT:.0f} s, its last step is "
+                    f"{last.step}; start all hosts again to resume after the last checkpoint"
                 )
-        stuck = [move for _, _, move in self._last.values()]
+        stuck = [moved for _, _, moved in self._last.values()]
         if self.patience and stuck and (self._looks - max(stuck)) * BEAT > self.patience:
             return self._stalled()
         return None
 
     def _stalled(self) -> LostPeer:
         """All wait: those that have come least far are the ones that are waited for."""
-        words = {n: word for n, (word, _, _) in self._last.items()}
-        least = min(word.moved for word in words.values())
-        late = {n: word for n, word in words.items() if word.moved == least}
-        late = {n: word for n, word in late.items() if word.doing != FOR_OTHERS} or late
+        all_last = {number: last for number, (last, _, _) in self._last.items()}
+        least = min(last.moved for last in all_last.values())
+        late = {number: last for number, last in all_last.items() if last.moved == least}
+        late = {n: last for n, last in late.items() if last.doing != FOR_OTHERS} or late
         if len(late) == len(self._last) > 1:
-            word = late[min(late)]
-            who = f"all hosts are stuck, {word.doing} at step {word.step},"
+            last = late[min(late)]
+            who = f"all hosts are stuck, {last.doing} at step {last.step},"
         else:
-            told = [f"{_named(n, w)} is stuck, {w.doing} at step {w.step}" for n, w in late.items()]
+            told = [f"{_named(n, h)} is stuck, {h.doing} at step {h.step}" for n, h in late.items()]
             who = ", ".join(told) + ","
         return LostPeer(
             f"{who} for {self.patience / 60:g} minutes (config.stall_minutes); start all hosts "
@@ -122,7 +125,7 @@ class Watch:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._word = Word(name=socket.gethostname())
+        self._heartbeat = Heartbeat(name=socket.gethostname())
         self._stalls = StallDetector(hosts.index())
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
@@ -140,24 +143,24 @@ class Watch:
 
         A thread that was inside JAX's client when Python ends would abort the process.
         """
-        self.at(doing=FINISHED)
+        self.report(doing=FINISHED)
         self._done.set()
         self._thread.join(SILENT)
 
-    def at(self, step: int | None = None, doing: str = "training") -> None:
+    def report(self, step: int | None = None, doing: str = "training") -> None:
         """Says that this process goes on to a step, or to something else in the same step."""
         with self._lock:
-            step = self._word.step if step is None else step
-            self._word = dataclasses.replace(
-                self._word, moved=self._word.moved + 1, step=step, doing=doing
+            step = self._heartbeat.step if step is None else step
+            self._heartbeat = dataclasses.replace(
+                self._heartbeat, moved=self._heartbeat.moved + 1, step=step, doing=doing
             )
 
-    def waits(self, doing: str) -> None:
+    def report_waiting(self, doing: str) -> None:
         """Says what this process waits for where it is, which is no going on."""
         with self._lock:
-            self._word = dataclasses.replace(self._word, doing=doing)
+            self._heartbeat = dataclasses.replace(self._heartbeat, doing=doing)
 
-    def allow(self, minutes: float) -> None:
+    def set_patience(self, minutes: float) -> None:
         """Sets how long a process may do the same thing; 0: for ever."""
         self._stalls.patience = 60 * minutes
 
@@ -166,7 +169,7 @@ class Watch:
         while not last:
             last = self._done.is_set()
             try:
-                verdict = self._stalls.look(*self._exchange())
+                verdict = self._stalls.judge(*self._exchange())
                 failed = 0
             except Exception:  # the service lives in the first process
                 failed += 1
@@ -175,18 +178,19 @@ class Watch:
                 _end(verdict)
             self._done.wait(BEAT)
 
-    def _exchange(self) -> tuple[dict[int, Word], dict[int, tuple[int, str]]]:
+    def _exchange(self) -> tuple[dict[int, Heartbeat], dict[int, tuple[int, str]]]:
         """Says how far this process is; returns what all have said."""
         with self._lock:
-            self._word = word = dataclasses.replace(self._word, beat=self._word.beat + 1)
+            mine = dataclasses.replace(self._heartbeat, beat=self._heartbeat.beat + 1)
+            self._heartbeat = mine
         if hosts.count() == 1:
-            return {0: word}, {}
+            return {0: mine}, {}
         client = hosts.service().client
-        told = json.dumps(dataclasses.asdict(word))
-        client.key_value_set(f"{hosts.ROOT}/word/{hosts.index()}", told, allow_overwrite=True)
-        words, ended = (hosts.directory(f"{hosts.ROOT}/{name}") for name in ("word", "ended"))
+        told = json.dumps(dataclasses.asdict(mine))
+        client.key_value_set(f"{hosts.ROOT}/heartbeat/{hosts.index()}", told, allow_overwrite=True)
+        found, ended = (hosts.directory(f"{hosts.ROOT}/{key}") for key in ("heartbeat", "ended"))
         return (
-            {number: Word(**word) for number, word in words.items()},
+            {number: Heartbeat(**fields) for number, fields in found.items()},
             {number: (code, line) for number, (code, line) in ended.items()},
         )
 
@@ -203,22 +207,22 @@ def start() -> None:
     atexit.register(_own.finish)
 
 
-def at(step: int | None = None, doing: str = "training") -> None:
-    """Says that this process goes on, where there is a watch; see `Watch.at`."""
+def report(step: int | None = None, doing: str = "training") -> None:
+    """Says that this process goes on, where there is a watch; see `Watch.report`."""
     if _own is not None:
-        _own.at(step, doing)
+        _own.report(step, doing)
 
 
-def waits(doing: str) -> None:
-    """Says what this process waits for, where there is a watch; see `Watch.waits`."""
+def report_waiting(doing: str) -> None:
+    """Says what this process waits for, where there is a watch; see `Watch.report_waiting`."""
     if _own is not None:
-        _own.waits(doing)
+        _own.report_waiting(doing)
 
 
-def allow(minutes: float) -> None:
+def set_patience(minutes: float) -> None:
     """Sets how long a process may do the same thing, where there is a watch."""
     if _own is not None:
-        _own.allow(minutes)
+        _own.set_patience(minutes)
 
 
 def silence() -> None:
@@ -266,7 +270,7 @@ def _end(verdict: LostPeer) -> None:
     os._exit(verdict.code)
 
 
-def together(items: Iterator[Item]) -> Iterator[Item]:
+def wait_for_all(items: Iterator[Item]) -> Iterator[Item]:
     """Hands on each item once all processes have theirs.
 
     A host whose images come late is then waited for here, where its watch can say so, and not
@@ -285,11 +289,11 @@ def together(items: Iterator[Item]) -> Iterator[Item]:
             least = min(ready.get(process, 0) for process in range(hosts.count()))
             if least < number:
                 if pause == _SHORT:
-                    waits(FOR_OTHERS)
+                    report_waiting(FOR_OTHERS)
                 time.sleep(pause)
                 pause = min(2 * pause, BEAT / 8)
         yield item
 
 
-def _named(number: int, word: Word) -> str:
-    return f"host {number} ({word.name})" if word.name else f"host {number}"
+def _named(number: int, heartbeat: Heartbeat) -> str:
+    return f"host {number} ({heartbeat.name})" if heartbeat.name else f"host {number}"

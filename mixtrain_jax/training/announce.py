@@ -31,7 +31,7 @@ LESS_MEMORY = (
 )
 
 
-def before(
+def announce_run(
     config: Any,
     train: Dataset,
     val: Dataset | None,
@@ -52,22 +52,22 @@ def before(
     Raises:
       UserError: a step would take far more memory than there is.
     """
-    parallel.say(train.report)
-    parallel.say(val.report if val else "no val split (config.data.val): no evaluation")
+    parallel.say(train.report.text)
+    parallel.say(val.report.text if val else "no val split (config.data.val): no evaluation")
     parallel.say(describe(config, train))
-    parallel.say(f"  padding: {padding(config, train)}")
+    parallel.say(f"  padding: {describe_padding(config, train)}")
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes.student))
     parallel.say(f"{machine}; {count / 1e6:.1f} million parameters")
-    memory(config, machine)
-    patience(config, val)
-    without_effect(config.mixtraining)
-    crowded(config, train)
+    check_memory(config, machine)
+    warn_patience(config, val)
+    warn_fields_without_effect(config.mixtraining)
+    warn_crowded_images(config, train)
     if val is not None:
-        other_scale(config, train, val)
+        warn_other_scale(config, train, val)
     parallel.say(f"curves and pictures: tensorboard --logdir={workdir}")
 
 
-def padding(config: Any, train: Dataset) -> str:
+def describe_padding(config: Any, train: Dataset) -> str:
     """Says for each bucket how often views are padded to it, and how much of it is padding."""
     sizes = [(int(height), int(width)) for height, width in config.data.train.buckets]
     all_views = buckets.Views(train.sizes, config.data.train)
@@ -88,7 +88,7 @@ def padding(config: Any, train: Dataset) -> str:
     return "; ".join(told)
 
 
-def memory(config: Any, machine: Machine) -> None:
+def check_memory(config: Any, machine: Machine) -> None:
     """Estimates the memory of a step in the largest bucket against what is there.
 
     Raises:
@@ -109,7 +109,7 @@ def memory(config: Any, machine: Machine) -> None:
         logging.warning("A step may not fit into the memory that is there: %s.", LESS_MEMORY)
 
 
-def patience(config: Any, val: Dataset | None) -> None:
+def warn_patience(config: Any, val: Dataset | None) -> None:
     """Warns where training cannot stop early although it is asked to."""
     asked, every = config.eval.patience, config.eval.every
     if asked and val is not None and not val.boxes.counts.any():
@@ -124,7 +124,7 @@ def patience(config: Any, val: Dataset | None) -> None:
         )
 
 
-def without_effect(method: Any) -> None:
+def warn_fields_without_effect(method: Any) -> None:
     """Warns of fields of `config.mixtraining` that do nothing beside the others."""
     if not method.enabled:
         return
@@ -153,7 +153,7 @@ def without_effect(method: Any) -> None:
             logging.warning("config.mixtraining: %s.", doubt)
 
 
-def crowded(config: Any, train: Dataset) -> None:
+def warn_crowded_images(config: Any, train: Dataset) -> None:
     """Warns where images have more boxes to train on than the detector may find."""
     most = config.model.roi_head.detections
     count = int((train.boxes.counts > most).sum())
@@ -166,7 +166,7 @@ def crowded(config: Any, train: Dataset) -> None:
         )
 
 
-def other_scale(config: Any, train: Dataset, val: Dataset) -> None:
+def warn_other_scale(config: Any, train: Dataset, val: Dataset) -> None:
     """Warns where val images are seen at a scale that training never shows."""
     long, low, high = config.data.train.scale
     shown = np.concatenate([resized(train.sizes, long, short).min(axis=1) for short in (low, high)])

@@ -20,7 +20,7 @@ def momentum(config: Any, step: Array) -> Array:
     return jnp.asarray(config.ema_momentum * ramp)
 
 
-def ema_update(teacher: Params, student: Params, momentum: Array) -> Params:
+def update(teacher: Params, student: Params, momentum: Array) -> Params:
     """Returns momentum * teacher + (1 - momentum) * student."""
     return jax.tree.map(lambda t, s: momentum * t + (1 - momentum) * s, teacher, student)
 

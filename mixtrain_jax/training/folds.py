@@ -49,7 +49,7 @@ def audit_split(
       folds: how many detectors to train for the audit; 0 takes the run's own.
       threshold: findings from this score on are applied in corrected.json.
       dump: write looks.npz, too: all that the detectors see.
-      calibration: as of `evaluation.audit.audit`.
+      calibration: as in `evaluation.audit.audit`.
       in_program: no signal ends the process while folds are trained.
 
     Returns:
@@ -86,7 +86,7 @@ def audit_split(
         found = judges(asked, dataset, source, workdir, split, folds, stop)
     if found is None:
         return None
-    watch.allow(0)  # what follows tells no steps
+    watch.set_patience(0)  # what follows tells no steps
     return audit(
         asked,
         dataset,

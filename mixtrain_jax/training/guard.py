@@ -10,7 +10,7 @@ from mixtrain_jax.types import Batch
 
 
 class BadNumbers(UserError):
-    """Steps whose loss, gradient or update is not finite, as many as cannot be borne."""
+    """Too many steps in a row whose loss, gradient or update is not finite."""
 
 
 class BadSteps:

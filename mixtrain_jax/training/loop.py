@@ -13,6 +13,7 @@ from mixtrain_jax.config import agreement, saved
 from mixtrain_jax.config.resolve import resolve
 from mixtrain_jax.data.input import batches, plan
 from mixtrain_jax.data.input.read_errors import ReadErrors
+from mixtrain_jax.data.sources.dataset import Dataset
 from mixtrain_jax.data.sources.load import (
     as_train_reads,
     check_same_categories,
@@ -57,14 +58,10 @@ def train(
       UserError: data, config, workdir or weights are not as they have to be, the workdir holds
         another run, memory does not suffice, or numbers are not finite; the message says which.
     """
-    train_set = load_dataset(asked.data, "train")
-    of_val = as_train_reads(asked.data, train_set)
-    val_set = load_dataset(of_val, "val") if has_split(of_val, "val") else None
-    if val_set is not None:
-        check_same_categories(train_set, val_set)
+    train_set, val_set = load_splits(asked.data)
     bucketed = restart.with_chosen_buckets(workdir, asked, train_set)
     config = resolve(bucketed, train=train_set, val=val_set, devices=parallel.device_count())
-    watch.allow(config.stall_minutes)
+    watch.set_patience(config.stall_minutes)
 
     model = detector.build(config.model)
     optimizer = make_optimizer(config.optimizer, config.model.backbone, config.steps)
@@ -80,39 +77,28 @@ def train(
     restart.check(workdir, asked, config, checkpoints.newest_step(), allow_changes, labels)
     fresh = partial(create_state, optimizer)
     shapes = jax.eval_shape(lambda: fresh(detector.init(model, config.seed)))
-    announce.before(config, train_set, val_set, shapes, machine.look(), workdir)
+    announce.announce_run(config, train_set, val_set, shapes, machine.this_machine(), workdir)
 
-    def begin() -> TrainState:
+    restored = checkpoints.restore_latest(shapes, {"categories": meta["categories"]})
+    if restored is not None:
+        host_state, start, _ = restored
+    else:
         if not from_scratch:
             warm_start.require_weights(config)
         weights = warm_start.initial_parameters(
             model, config.seed, config.init_from, train_set.categories, config
         )
-        return fresh(weights)
-
-    restored = checkpoints.restore_latest(shapes, {"categories": meta["categories"]})
-    first, start = (begin(), 0) if restored is None else restored[:2]
+        host_state, start = fresh(weights), 0
     sets = [train_set] if val_set is None else [train_set, val_set]
-    agreement.check(config, sets, start, first)
-    state: TrainState = parallel.replicate(first)
-    del first, restored  # a whole state on the host
+    agreement.check(config, sets, start, host_state)
+    state: TrainState = parallel.replicate(host_state)
+    del host_state, restored  # a whole state on the host
 
-    host, host_count = parallel.host()
     read_errors = ReadErrors(config.data.max_bad_share, again=True)
-    own_share = batches.train_batches(
-        train_set,
-        config.data,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        first_mixed_step=plan.first_mixed_step(config.mixtraining),
-        start_step=start,
-        host_index=host,
-        host_count=host_count,
-        read_errors=read_errors,
-    )
-    stream = watch.together(parallel.prefetch(own_share))
-    mapped = parallel.MAPPINGS[config.mapping]
-    step = mapped(make_step(config, model, optimizer, parallel.sum_over_devices))
+    stream = own_batches(config, train_set, start, read_errors)
+    map_over_devices = parallel.MAPPINGS[config.mapping]
+    train_step = map_over_devices(make_step(config, model, optimizer, parallel.sum_over_devices))
+    host, host_count = parallel.host()
     monitor = Monitor(
         workdir,
         config.steps,
@@ -134,7 +120,7 @@ def train(
             if not checkpoints.all_proven(start):  # the run was ended before it could be
                 batch, sharded = next(stream)
                 with compiling.of(batch):
-                    prove_last(step, state, sharded, guard, batch, checkpoints)
+                    prove_last(train_step, state, sharded, guard, batch, checkpoints)
             parallel.say(
                 f"{workdir}: training is finished, {start} of {config.steps} steps are done"
                 + (f": {reason}" if reason else "")
@@ -149,46 +135,46 @@ def train(
         if host == 0:
             saved.save(workdir, asked, config, origin or saved.Origin(), labels)
 
-        for done in range(start + 1, config.steps + 1):
+        for step in range(start + 1, config.steps + 1):
             with monitor.waiting():
                 batch, sharded = next(stream)
-            watch.at(done)
+            watch.report(step)
             with compiling.of(batch):
-                state, metrics, output = step(state, sharded)
-            guard.check(done, metrics, batch)
+                state, metrics, output = train_step(state, sharded)
+            guard.check(step, metrics, batch)
             checkpoints.proven = guard.last_good
 
-            logging = due(done, config.log.every, config.steps)
+            logging = due(step, config.log.every, config.steps)
             if logging or monitor.overdue():
-                told = jax.device_get({"loss": metrics["loss"], "lr": rate(done - 1)} | metrics)
+                told = jax.device_get({"loss": metrics["loss"], "lr": rate(step - 1)} | metrics)
                 told["data/unreadable"] = read_errors.count
                 if logging:
-                    monitor.log(done, told)
+                    monitor.log(step, told)
                 else:
-                    monitor.tell(done, told)
-            pictured = due(done, config.log.pictures_every, config.steps) or done == start + 1
+                    monitor.tell(step, told)
+            pictured = due(step, config.log.pictures_every, config.steps) or step == start + 1
             if host == 0 and pictured:
                 drawn = pictures.of_batch(batch, output, names, config.data)
-                monitor.picture(done, "train", drawn)
-            stopping = checkpoints.reached_preemption(done) or (stop.requested and host_count == 1)
-            if stopping or validation.due(done) or due(done, config.checkpoint.every, config.steps):
+                monitor.picture(step, "train", drawn)
+            stopping = checkpoints.reached_preemption(step) or (stop.requested and host_count == 1)
+            if stopping or validation.due(step) or due(step, config.checkpoint.every, config.steps):
                 monitor.flush()  # what a checkpoint holds has been told
                 with monitor.pause():
-                    checkpoints.save(done, state, meta)
+                    checkpoints.save(step, state, meta)
             if stopping:
                 checkpoints.wait()
                 parallel.say(
-                    f"{workdir}: asked to stop, saved after step {done}; start again to resume"
+                    f"{workdir}: asked to stop, saved after step {step}; start again to resume"
                 )
                 return STOPPED
-            if validation.due(done):
-                validation.run(done, state)
-                if reason := validation.ends_training(done):
-                    parallel.say(f"{workdir}: training ends after step {done}: {reason}")
+            if validation.due(step):
+                validation.run(step, state)
+                if reason := validation.ends_training(step):
+                    parallel.say(f"{workdir}: training ends after step {step}: {reason}")
                     break
 
-        prove_last(step, state, sharded, guard, batch, checkpoints)
-    watch.allow(0)
+        prove_last(train_step, state, sharded, guard, batch, checkpoints)
+    watch.set_patience(0)
 
     if read_errors.count:
         parallel.say(
@@ -196,6 +182,43 @@ def train(
             f"{read_errors.count} times in {read_errors.drawn} draws"
         )
     return 0
+
+
+def load_splits(data: ConfigDict) -> tuple[Dataset, Dataset | None]:
+    """Reads train and, where `config.data` describes one, val.
+
+    Raises:
+      UserError: one cannot be read, or they have other classes.
+    """
+    train_set = load_dataset(data, "train")
+    of_val = as_train_reads(data, train_set)
+    if not has_split(of_val, "val"):
+        return train_set, None
+    val_set = load_dataset(of_val, "val")
+    check_same_categories(train_set, val_set)
+    return train_set, val_set
+
+
+def own_batches(
+    config: Any, train_set: Dataset, start: int, read_errors: ReadErrors
+) -> Iterator[tuple[Batch, Any]]:
+    """This host's share of each batch from the step after `start` on, as it is and on the devices.
+
+    A batch comes once all hosts have theirs.
+    """
+    host, host_count = parallel.host()
+    own_share = batches.train_batches(
+        train_set,
+        config.data,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        first_mixed_step=plan.first_mixed_step(config.mixtraining),
+        start_step=start,
+        host_index=host,
+        host_count=host_count,
+        read_errors=read_errors,
+    )
+    return watch.wait_for_all(parallel.prefetch(own_share))
 
 
 @contextlib.contextmanager
@@ -211,7 +234,7 @@ def bad_numbers_explained(checkpoints: checkpoint.Checkpoints) -> Iterator[None]
 
 
 def prove_last(
-    step: Callable[..., Any],
+    train_step: Callable[..., Any],
     state: TrainState,
     sharded: Any,
     guard: BadSteps,
@@ -223,7 +246,7 @@ def prove_last(
     A checkpoint counts as good only once a later step has given finite numbers.
 
     Args:
-      step: the compiled step.
+      train_step: the compiled step.
       state: after the last step.
       sharded: a batch on the devices, whichever is at hand.
       guard: has looked at all steps before.
@@ -234,7 +257,7 @@ def prove_last(
       BadNumbers: the last weights give numbers that are not finite.
     """
     last = int(state.step)
-    _, metrics, _ = step(state, sharded)
+    _, metrics, _ = train_step(state, sharded)
     guard.check(last + 1, metrics, batch)
     checkpoints.proven = guard.last_good  # of what was saved before the last step
     guard.finish()

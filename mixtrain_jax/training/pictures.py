@@ -73,7 +73,7 @@ def _view(
 def _strong(
     view: View, output: TeacherOutput, i: int, names: Sequence[str], data: Any
 ) -> np.ndarray:
-    """The strong view with human and pseudo boxes; a rating or a class beside each."""
+    """The strong view with human and pseudo boxes, each with its class and what became of it."""
     human, assignment = output.human, output.assignment
     pseudo = slice(human.boxes.shape[1], None)
     groups = (

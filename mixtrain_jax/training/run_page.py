@@ -42,7 +42,7 @@ def write(workdir: epath.Path, config: Any, train: Dataset) -> None:
         page.write(
             folder / NAME,
             title=workdir.name,
-            about=f"{config.model.backbone.name} on {train.found.source}, {len(train):,} images",
+            about=f"{config.model.backbone.name} on {train.report.source}, {len(train):,} images",
             progress=progress,
             losses=_losses(logged),
             scores=scores,
@@ -119,7 +119,7 @@ def _teacher(lines: Sequence[Mapping[str, Any]]) -> dict[str, "Series"]:
 
 
 def _pictures(workdir: epath.Path) -> list[tuple[str, str]]:
-    found = storage.names(workdir / "pictures")
+    found = storage.list_folder(workdir / "pictures")
     names = sorted((name for name in found if name.endswith(".png")), reverse=True)
     return [
         (f"training batch of step {int(name.split('_')[-1].split('.')[0]):,}", f"pictures/{name}")

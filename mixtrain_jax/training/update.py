@@ -12,10 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mixtrain_jax.mixtraining import metrics as measuring
-from mixtrain_jax.mixtraining import step as method
-from mixtrain_jax.mixtraining.metrics import Metrics, Numbers
-from mixtrain_jax.mixtraining.step import TeacherOutput
+from mixtrain_jax.mixtraining.metrics import Metrics, Numbers, as_numbers
+from mixtrain_jax.mixtraining.step import TeacherOutput, compute_gradients
 from mixtrain_jax.models import pixels
 from mixtrain_jax.models.detector import Detector
 from mixtrain_jax.training import ema
@@ -91,13 +89,13 @@ def train_step(
     Returns:
       The next state and metrics, the same on all devices, and what the teacher made of this
       device's images (None in plain training). If the loss, the gradient or the update is not
-      finite the parameters and the optimizer stay as they were, but for the place in the learning
-      rate's schedule, and the metric `update/bad` is 1.
+      finite the parameters and the optimizer stay as they were, except that the learning rate's
+      schedule counts the step, and the metric `update/bad` is 1.
     """
-    teacher = ema.ema_update(state.teacher, state.student, ema.momentum(config, state.step))
+    teacher = ema.update(state.teacher, state.student, ema.momentum(config, state.step))
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     of_part = partial(
-        method.gradients, model=model, config=config, sum_over_devices=sum_over_devices
+        compute_gradients, model=model, config=config, sum_over_devices=sum_over_devices
     )
 
     def gradients(part: Batch) -> tuple[Params, Metrics, TeacherOutput | None]:
@@ -106,7 +104,7 @@ def train_step(
         return sum_over_devices(grads), metrics, output
 
     grads, parts, output = in_parts(gradients, batch, accumulate)
-    metrics = measuring.as_numbers(parts)
+    metrics = as_numbers(parts)
     updates, optimizer_state = optimizer.update(grads, state.optimizer, state.student)
     student = optax.apply_updates(state.student, updates)
 

@@ -4,7 +4,8 @@ import numpy as np
 
 from mixtrain_jax.auditing import noise
 from mixtrain_jax.auditing.dump import Look
-from mixtrain_jax.auditing.labels import Detections, Floats, Ints, Labels, clip, iou
+from mixtrain_jax.auditing.labels import Detections, Floats, Ints, Labels
+from mixtrain_jax.ops.numpy_boxes import clip, iou
 
 CLASSES = 4
 SIDE = 200

@@ -3,8 +3,9 @@ import scipy.optimize
 
 from mixtrain_jax.auditing import findings as finding
 from mixtrain_jax.auditing.dump import Look
-from mixtrain_jax.auditing.labels import Detections, Labels, iou
+from mixtrain_jax.auditing.labels import Detections, Labels
 from mixtrain_jax.auditing.merging import merge
+from mixtrain_jax.ops.numpy_boxes import iou
 from tests.auditing import simulated
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from mixtrain_jax.auditing import noise
-from mixtrain_jax.auditing.labels import paired_iou
+from mixtrain_jax.ops.numpy_boxes import paired_iou
 from tests.auditing import simulated
 
 CLEAN, SIZES = simulated.truth(seed=0, images=200)

@@ -26,7 +26,7 @@ def test_content(coco_files, config):
     assert [each.tolist() for each in dataset.labels] == [[1, 0], [1], []]
     assert {each.dtype for each in dataset.labels} == {np.dtype(np.int32)}
     assert image_files.decode(dataset.read(1), (50, 30)).shape == (50, 30, 3)
-    assert dataset.names(2) == "2.png"
+    assert dataset.file_name(2) == "2.png"
     truth = dataset.ground_truth
     assert [a["bbox"] for a in truth["annotations"]] == [
         list(map(float, a["bbox"])) for a in content["annotations"]
@@ -34,9 +34,9 @@ def test_content(coco_files, config):
     assert truth["annotations"][0]["area"] == 200
     assert truth["annotations"][0]["iscrowd"] == 0
     assert {a["category_id"] for a in truth["annotations"]} == {3, 7}
-    assert "3 images, 3 boxes, 2 classes" in dataset.report
-    assert "0=3 dog (1), 1=7 cat (2)" in dataset.report
-    assert "1 images without boxes" in dataset.report
+    assert "3 images, 3 boxes, 2 classes" in dataset.report.text
+    assert "0=3 dog (1), 1=7 cat (2)" in dataset.report.text
+    assert "1 images without boxes" in dataset.report.text
 
 
 def test_zero_based_ids(coco_files, config):
@@ -73,7 +73,7 @@ def test_boxes_left_out(coco_files, config, change, reason, in_truth):
     coco_files(SIZES, BOXES, edit=lambda content: content["annotations"][0].update(change))
     dataset = load_dataset(config.data, "train")
     np.testing.assert_array_equal(dataset.boxes[0], [[0, 0, 60, 40]])
-    (line,) = [line for line in dataset.report.splitlines() if "not trained on" in line]
+    (line,) = [line for line in dataset.report.text.splitlines() if "not trained on" in line]
     assert "1 " in line
     assert reason in line
     assert "(annotation ids 100)" in line
@@ -91,7 +91,10 @@ def test_max_boxes(coco_files, config):
     dataset = load_dataset(config.data, "train")
     assert dataset.boxes[0][:, 0].tolist() == [0, 1, 2, 3, 4]
     assert len(dataset.ground_truth["annotations"]) == 8
-    assert "3 boxes beyond the first 5 of an image (annotation ids 105, 106, 107)" in dataset.report
+    assert (
+        "3 boxes beyond the first 5 of an image (annotation ids 105, 106, 107)"
+        in dataset.report.text
+    )
 
 
 def _drop(*path):
@@ -193,7 +196,7 @@ def test_names_of_categories_are_one_line(coco_files, config):
     coco_files(SIZES, BOXES, edit=name(" a  cat\n"))
     dataset = load_dataset(config.data, "train")
     assert "a cat" in dataset.class_names
-    assert "names of categories hold line ends" in dataset.report
+    assert "names of categories hold line ends" in dataset.report.text
     coco_files(SIZES, BOXES, edit=name("\n"))
     with pytest.raises(UserError, match="has no text 'name'"):
         load_dataset(config.data, "train")

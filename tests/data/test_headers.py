@@ -36,7 +36,7 @@ def test_turned_images_beyond_those_looked_at_have_their_sizes_too(tmp_path, mon
     found = load_dataset(turned(tmp_path, "stored"), "train")
     assert found.sizes.tolist() == [[160, 120]] * 12
     assert [found.pixels(row).shape for row in range(12)] == [(160, 120, 3)] * 12
-    assert not found.found.left_out
+    assert not found.report.left_out
 
 
 def test_sizes_of_a_shrunken_copy_are_refused_of_turned_images_too(tmp_path):

@@ -214,7 +214,7 @@ def test_layouts(tmp_path, write, source, splits):
     sets = {split: load_dataset(data, split) for split in ("train", "val")}
     check_same_categories(sets["train"], sets["val"])
     assert has_split(data, "test") == ("test" in splits)
-    names = {split: {pathlib.Path(each.names(row)).stem for row in range(len(each))}
+    names = {split: {pathlib.Path(each.file_name(row)).stem for row in range(len(each))}
              for split, each in sets.items()}  # fmt: skip
     if len(splits) == 1:
         assert names["train"] | names["val"] == {str(n) for n in range(9)}
@@ -225,7 +225,7 @@ def test_layouts(tmp_path, write, source, splits):
     x, y, w, h = BOX
     for each in sets.values():
         for row in range(len(each)):
-            number = int(pathlib.Path(each.names(row)).stem)
+            number = int(pathlib.Path(each.file_name(row)).stem)
             np.testing.assert_allclose(each.boxes[row], [[x, y, x + w, y + h]], atol=1e-4)
             name = each.categories[each.labels[row][0]]["name"]
             assert name == NAMES[number % 2]

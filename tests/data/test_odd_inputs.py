@@ -706,7 +706,7 @@ def data_of(folder, flags):
 
 def said(dataset, text):
     """The counts of all findings with a text."""
-    return sum(f.count for f in dataset.found.findings if text in str(f))
+    return sum(f.count for f in dataset.report.findings if text in str(f))
 
 
 def check(dataset, want, data):
@@ -720,20 +720,20 @@ def check(dataset, want, data):
     for text, count in (want.get("said", {}) | want.get("left_out", {})).items():
         assert said(dataset, text) == count, f"{text}: {dataset.report}"
     for text in want.get("left_out", {}):
-        assert any(text in reason for reason in dataset.found.left_out)
+        assert any(text in reason for reason in dataset.report.left_out)
     if "left_out" not in want:
-        assert not dataset.found.left_out
+        assert not dataset.report.left_out
     expected = {
         "boxes": lambda: len(flat),
         "first": lambda: np.round(flat[0], 3).tolist(),
         "in_first": lambda: len(dataset.boxes[FIRST]),
         "ids": lambda: dataset.image_ids.tolist(),
         "images": lambda: len(dataset),
-        "empty": lambda: dataset.found.empty,
+        "empty": lambda: dataset.report.empty,
         "crowd": lambda: sum(map(len, dataset.crowd)),
         "truth": lambda: len(dataset.ground_truth["annotations"]),
-        "files": lambda: [dataset.names(row) for row in range(len(dataset))],
-        "counts": lambda: list(dataset.found.boxes),
+        "files": lambda: [dataset.file_name(row) for row in range(len(dataset))],
+        "counts": lambda: list(dataset.report.boxes),
         "categories": lambda: [(c["id"], c["name"]) for c in dataset.categories],
         "exif": lambda: dataset.reading.exif,
     }
@@ -805,7 +805,7 @@ def test_nothing_is_said_of_a_set_that_is_as_it_should_be(tmp_path, base):
     base(tmp_path / "set")
     dataset = load_dataset(data_of(tmp_path / "set", ()), "train")
     check(dataset, SAME, {})
-    assert dataset.found.findings == ()
+    assert dataset.report.findings == ()
 
 
 @pytest.mark.parametrize("change", [cases.root_category, cases.text_categories])

@@ -136,3 +136,48 @@ def test_images_of_a_rare_shape_are_trained_once_an_epoch_beside_others(
             assert len(shorts) and height <= step.bucket[0] and width <= step.bucket[1]
     assert uses[:standing].min() >= 27 and uses[:standing].max() <= 32
     assert abs(uses[standing:].mean() - 30) < 1
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_a_lone_shape_that_none_can_accompany_goes_to_another_bucket(coco_files, config, enabled):
+    """One very wide image among few others: no others fit its own bucket, so it joins theirs."""
+    count = 20
+    coco_files([(40, 192)] + [(64, 64)] * (count - 1), [[(4, 6, 10, 10)]] * count)
+    config.batch_size = 8
+    config.mixtraining.enabled = enabled
+    config.data.train.scale = (96, 48, 64)
+    config.data.train.buckets = ((32, 96), (64, 64), (96, 96))
+    dataset = load_dataset(config.data, "train")
+    stream = _stream(dataset, config)
+    assert stream._images().tolist() == [1, count - 1, 0]
+    rows, _, bucket = stream.epochs(0, 30)
+    assert set(bucket[rows == 0]) == {0}  # the largest bucket is in no other image's use
+    config.data.train.buckets = ((32, 96), (48, 48), (64, 96))
+    stream = _stream(dataset, config)
+    assert stream._images().tolist() == [1, count - 1, count - 1]
+    rows, _, bucket = stream.epochs(0, 30)
+    assert set(bucket[rows == 0]) == {2}
+    uses = 0
+    for step in _take(_steps(dataset, config), 200):
+        places = np.concatenate([step.normal, step.mixed])
+        rows = [stream.row(place) for place in places]
+        assert rows.count(0) <= 2
+        uses += rows.count(0)
+        if 0 in rows:
+            shorts = stream.shorts_for(0, stream.buckets.index(step.bucket))
+            assert len(shorts) == len(stream.shorts)  # of the wide image all are alike
+    assert uses > 200 * 8 / count * 0.7
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_images_of_all_buckets_are_counted(coco_files, config, many):
+    sizes = [(64, 96), (96, 64), (64, 64), (40, 192)][: None if many else 1] * 3
+    coco_files(sizes, [[(4, 6, 10, 10)]] * len(sizes))
+    config.data.train.scale = (96, 32, 64)
+    config.data.train.buckets = ((64, 96), (96, 64), (64, 64), (32, 96), (96, 96))
+    dataset = load_dataset(config.data, "train")
+    stream = _stream(dataset, config)
+    every = np.arange(len(dataset)).repeat(len(stream.shorts))
+    found = stream._bucket(every, np.tile(np.arange(len(stream.shorts)), len(dataset)))
+    expected = [len(set(every[found == b])) for b in range(len(stream.buckets))]
+    assert stream._images().tolist() == expected

@@ -98,7 +98,7 @@ def test_an_image_that_the_network_hid_is_tried_again(caplog):
         calls.append(row)
         if len(calls) == 1:
             error = storage.StorageError("cannot read gs://bucket/0.png: Connection reset by peer")
-            error.passing = True
+            error.transient = True
             raise error
         return whole(row)
 

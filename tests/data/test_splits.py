@@ -17,7 +17,7 @@ from tests.data.test_layout import coco, coco_one_file, coco_roboflow, config_of
 
 def names(data, split):
     found = load_dataset(data, split)
-    return {os.path.splitext(found.names(row))[0] for row in range(len(found))}
+    return {os.path.splitext(found.file_name(row))[0] for row in range(len(found))}
 
 
 def write(kind, folder, split, camera, number):
@@ -116,9 +116,9 @@ def test_copied_xmls_that_kept_a_filename_go_to_their_own_images(tmp_path):
     (tmp_path / "2.jpg").unlink()  # this one has none
     data = config_of(tmp_path, "data.val_share=0")
     found = load_dataset(data, "train")
-    assert [found.names(row) for row in range(len(found))] == ["0.jpg", "1.jpg"]
+    assert [found.file_name(row) for row in range(len(found))] == ["0.jpg", "1.jpg"]
     assert [len(group) for group in found.boxes] == [1, 1]
-    assert found.found.left_out == {"XMLs without an image": 1}
+    assert found.report.left_out == {"XMLs without an image": 1}
 
 
 def test_lists_with_folders_mean_these_folders(tmp_path):
@@ -318,7 +318,7 @@ def test_pose_labels_are_boxes_with_points_after_them(tmp_path):
     data = config_of(tmp_path, "data.val_share=0")
     found = load_dataset(data, "train")
     np.testing.assert_allclose(found.boxes[0], [[8, 6, 28, 36]], atol=1e-3)
-    assert "2 boxes have numbers after them" in found.report
+    assert "2 boxes have numbers after them" in found.report.text
 
 
 @pytest.mark.parametrize(

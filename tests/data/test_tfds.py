@@ -107,14 +107,14 @@ def test_content(prepared, config):
     for row, key in enumerate(dataset.image_ids):
         count = key - 100
         width = 50 + count
-        assert dataset.names(row) == f"{count}.png"
+        assert dataset.file_name(row) == f"{count}.png"
         assert dataset.sizes[row].tolist() == [40, width]
         expected = [[0.2 * width, 4.0 * k, 0.6 * width, 20] for k in range(count)][:2]
         np.testing.assert_allclose(dataset.boxes[row], np.reshape(expected, (-1, 4)), rtol=1e-6)
         assert dataset.labels[row].tolist() == [0, 1][: min(count, 2)]
         pixels = image_files.decode(dataset.read(row), (40, int(width)))
         assert (pixels == 60 * count).all()
-    assert "1 crowd boxes" in dataset.report
+    assert "1 crowd boxes" in dataset.report.text
     truth = dataset.ground_truth
     assert len(truth["annotations"]) == 6
     assert [a["iscrowd"] for a in truth["annotations"]].count(1) == 1

@@ -29,7 +29,7 @@ def by_name(dataset):
     """Of each image, by its file's name, the classes and boxes."""
     names = [category["name"] for category in dataset.categories]
     return {
-        dataset.names(row).rpartition("/")[2]: (
+        dataset.file_name(row).rpartition("/")[2]: (
             [names[label] for label in dataset.labels[row]],
             dataset.boxes[row],
         )

@@ -33,7 +33,7 @@ def read(folder, content, split="train"):
 
 
 def said(dataset):
-    return {finding.text: finding.count for finding in dataset.found.findings}
+    return {finding.text: finding.count for finding in dataset.report.findings}
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -48,7 +48,7 @@ def test_images_that_cannot_be_read_stay_and_are_counted(tmp_path, split):
     assert len(dataset) == 6 and len(dataset.ground_truth["annotations"]) == 6
     assert dataset.sizes.tolist() == [[48, 64]] * 6
     assert said(dataset)["image files that cannot be read"] == 2
-    assert not dataset.found.left_out
+    assert not dataset.report.left_out
 
 
 def test_an_image_that_a_list_names_again_is_taken_once(tmp_path):
@@ -58,7 +58,7 @@ def test_an_image_that_a_list_names_again_is_taken_once(tmp_path):
     lines = [f"./images/{number}.png" for number in (2, 0, 2, 1, 2)]
     (tmp_path / "train.txt").write_text("\n".join(lines))
     dataset = read(tmp_path, {"train": "train.txt"})
-    assert [dataset.names(row) for row in range(len(dataset))] == [
+    assert [dataset.file_name(row) for row in range(len(dataset))] == [
         f"images/{number}.png" for number in (2, 0, 1)
     ]
     assert said(dataset)["further mentions of an image"] == 2
@@ -82,7 +82,7 @@ def test_labels_without_folders_go_by_the_name_where_one_image_has_it(tmp_path):
     fields = {"data.source": "yolo", "data.train.images": str(tmp_path / "images")}
     fields |= {"data.train.annotations": str(tmp_path / "flat")}
     dataset = load_dataset(load.override_all(recipes.base(), fields).data, "train")
-    boxes = {dataset.names(row): len(dataset.boxes[row]) for row in range(len(dataset))}
+    boxes = {dataset.file_name(row): len(dataset.boxes[row]) for row in range(len(dataset))}
     assert boxes == {"1.png": 1, "a/1.png": 0, "a/2.png": 1}
 
 
@@ -102,7 +102,7 @@ def test_a_split_is_never_another_for_its_name(tmp_path, name, expected):
         with pytest.raises(UserError, match=f"split is '{name}'.*choose train, val or test"):
             load_dataset(data, "test")
     else:
-        assert load_dataset(data, "test").names(0) == f"{expected}.png"
+        assert load_dataset(data, "test").file_name(0) == f"{expected}.png"
 
 
 @pytest.mark.parametrize("number", ["nan", "inf", "-inf", "0.5"])

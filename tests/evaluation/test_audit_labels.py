@@ -90,8 +90,8 @@ def test_corrected_labels_are_written_as_they_came(people, tmp_path):
         assert not (images / "gone.jpg").is_symlink()
     again, there = read(folder)
     assert again == source
-    names = [dataset.names(row).split("/")[-1] for row in range(len(dataset))]
-    by_name = {there.names(row).split("/")[-1]: row for row in range(len(there))}
+    names = [dataset.file_name(row).split("/")[-1] for row in range(len(dataset))]
+    by_name = {there.file_name(row).split("/")[-1]: row for row in range(len(there))}
     assert by_name.keys() == set(names)
     for image, name in enumerate(names):
         mine = table.image == image
@@ -144,7 +144,7 @@ def test_what_was_set_apart_comes_back_with_the_corrected_labels(make, tmp_path)
     nothing = nothing_applied(parts["train"])
     corrected.write_labels(first, data.source, "train", nothing, NOTHING, output)
     written = json.loads(output.read_text())
-    names = [part.names(row) for part in parts.values() for row in range(len(part))]
+    names = [part.file_name(row) for part in parts.values() for row in range(len(part))]
     assert sorted(image["file_name"] for image in written["images"]) == sorted(names)
     if data.source == "coco":
         again = load.override_all(data, {"train.annotations": str(output)})
@@ -193,7 +193,7 @@ def test_corrected_yolo_labels_train_in_place_of_the_first(layout, tmp_path):
     fields = {"data.source": "yolo", "data.train.annotations": str(people / "data.yaml")}
     data = load.override_all(recipes.base(), fields).data
     dataset = load_dataset(data, "train")
-    assert len({dataset.names(row) for row in range(len(dataset))}) == 4 * len(pairs)
+    assert len({dataset.file_name(row) for row in range(len(dataset))}) == 4 * len(pairs)
     first = corrected.original(dataset, data, "train")
     output = epath.Path(tmp_path / "corrected.json")
     applied = nothing_applied(dataset)

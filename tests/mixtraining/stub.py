@@ -58,10 +58,7 @@ class Stub:
         self.seen.append(np.asarray(image))
         return (image,)
 
-    def proposals(self, pyramid, size):
-        return None
-
-    def detect(self, pyramid, size, proposals):
+    def detect(self, pyramid, size):
         upright = float(pyramid[0][0, 0, 0, 0]) == 1
         return self.found["upright" if upright else "mirrored"], jnp.ones(1, bool)
 

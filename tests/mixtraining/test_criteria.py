@@ -22,11 +22,11 @@ def detector(monkeypatch):
 
 
 def looks(*views):
-    return [teaching.look(None, None, view, view) for view in views]
+    return [teaching.teacher_predictions(None, None, view, view) for view in views]
 
 
 def least_score(config, *views):
-    return judging.least_score(None, None, looks(*views), config, one)
+    return judging.find_score_threshold(None, None, looks(*views), config, one)
 
 
 def test_threshold_is_the_constant_or_where_the_mirrored_view_agrees(detector):
@@ -66,16 +66,20 @@ def test_the_normal_half_counts_for_the_threshold_where_it_is_mended(detector, m
     detector["upright"] = detections([[0, 0, 4, 4]], [0], [0.9])
     both = looks(view([], []), view([[0, 0, 4, 4]] * 2, [0] * 2))
     fields = dict(auto_count=1.0, balance_classes=True, mend_normal=mend_normal)
-    made = judging.of_step(SimpleNamespace(num_classes=2), None, *both, config(**fields), one)
-    assert (made.least_score < 0.9) == mend_normal  # two are found; none is drawn in the mixed half
+    made = judging.compute_criteria(
+        SimpleNamespace(num_classes=2), None, *both, config(**fields), one
+    )
+    assert (
+        made.score_threshold < 0.9
+    ) == mend_normal  # two are found; none is drawn in the mixed half
 
 
 def test_threshold_by_count_is_of_balanced_scores(detector):
     detector["upright"] = detections([[0, 0, 4, 4]] * 2, [0, 1], [0.5, 0.4])
     seen, balance = looks(view([[0, 0, 4, 4]], [0])), jnp.array([0.5, 2.0])
-    least = judging.least_score(None, None, seen, config(auto_count=1.0), one, balance)
+    least = judging.find_score_threshold(None, None, seen, config(auto_count=1.0), one, balance)
     assert least == np.float32(0.34)
-    found = teaching.above(teaching.weigh(seen[0].detections, balance), least)
+    found = teaching.keep_above(teaching.balance_scores(seen[0].detections, balance), least)
     np.testing.assert_allclose(found.scores[0], [1 / 3, 4 / 7], rtol=1e-6)  # odds of 1/2 and 4/3
     np.testing.assert_array_equal(found.valid[0], [False, True])
 
@@ -83,11 +87,13 @@ def test_threshold_by_count_is_of_balanced_scores(detector):
 def test_balanced_scores_are_probabilities(detector):
     detector["upright"] = detections([[0, 0, 4, 4]] * 3, [0] * 3, [1.0, 0.9, 0.0])
     for balance in (0.1, 1.0, 9.0):
-        found = teaching.weigh(detector["upright"], jnp.array([balance]))
+        found = teaching.balance_scores(detector["upright"], jnp.array([balance]))
         odds = 9 * balance
         np.testing.assert_allclose(found.scores[0], [1, odds / (odds + 1), 0], rtol=1e-6)
     seen = looks(view([], []))
-    none = judging.least_score(None, None, seen, config(auto_count=1.0), one, jnp.array([9.0]))
+    none = judging.find_score_threshold(
+        None, None, seen, config(auto_count=1.0), one, jnp.array([9.0])
+    )
     assert not (found.scores > none).any()
 
 
@@ -104,14 +110,14 @@ def test_labels_are_as_hard_as_the_teacher_agrees(detector):
     model = SimpleNamespace(num_classes=2)
 
     def made(*views, **fields):
-        return judging.of_step(model, None, *looks(*views), config(**fields), one)
+        return judging.compute_criteria(model, None, *looks(*views), config(**fields), one)
 
     def shares(*views, **fields):
         return made(*views, **fields)[2:4]
 
     both = human, human
     np.testing.assert_allclose(shares(*both, auto_share=True), [2 / 3, 1 / 2], rtol=1e-6)
-    least = made(*both, auto_share=True).least_rating
+    least = made(*both, auto_share=True).rating_threshold
     np.testing.assert_allclose(least, 1 / 3, rtol=1e-6)  # of two classes
     other = human.replace(labels=jnp.array([[1, 0, 1, 1]]))  # finds one, alike, and names one
     np.testing.assert_allclose(shares(other, other, auto_share=True), [1 / 3, 1 / 3], rtol=1e-6)
@@ -133,13 +139,13 @@ def test_the_balance_of_a_step_counts_for_all_that_it_judges_by(detector):
     human = view([[0, 0, 10, 10], [20, 20, 30, 30]], [1, 1])
     model, both = SimpleNamespace(num_classes=2), looks(human, human)
     fields = config(auto_share=True, auto_count=1.0, balance_classes=True, mend_normal=True)
-    made = judging.of_step(model, None, *both, fields, one)
+    made = judging.compute_criteria(model, None, *both, fields, one)
     balance = judging.class_balance(both, 2, one)
     for given, same in ((balance, True), (None, False)):
         shares = judging.agreement(model, None, both, one, given)
-        least = judging.least_score(model, None, both, fields, one, given)
+        least = judging.find_score_threshold(model, None, both, fields, one, given)
         assert (made.label_share == shares[0]) == same
-        assert (made.least_score == least) == same
+        assert (made.score_threshold == least) == same
 
 
 def test_no_rating_is_told_where_none_leaves_out(detector):
@@ -148,8 +154,8 @@ def test_no_rating_is_told_where_none_leaves_out(detector):
     both = looks(view([[0, 0, 10, 10]], [0]), view([[0, 0, 10, 10]], [0]))
     for mixed in (True, False):
         fields = config(auto_share=True, mixed_augmentation=mixed)
-        made = judging.of_step(SimpleNamespace(num_classes=2), None, *both, fields, one)
-        assert (made.least_rating is not None) == mixed
+        made = judging.compute_criteria(SimpleNamespace(num_classes=2), None, *both, fields, one)
+        assert (made.rating_threshold is not None) == mixed
 
 
 def test_labels_are_left_out_where_they_are_more_likely_wrong():
@@ -180,7 +186,7 @@ def test_balanced_detections_are_as_common_as_people_name_their_classes(detector
     labels = np.repeat([0, 1, 2], [550, 300, 150])
     scores = rng.uniform(0.05, 0.3, 1000)
     balance = balance_of(detector, labels, scores, [0] * 30 + [1] * 30 + [2] * 30)
-    weighed = teaching.weigh(detector["upright"], balance).scores[0]
+    weighed = teaching.balance_scores(detector["upright"], balance).scores[0]
     sums = np.array([weighed[labels == c].sum() for c in range(3)])
     before = np.array([scores[labels == c].sum() for c in range(3)])
     assert before.max() / before.min() > 3
@@ -226,14 +232,14 @@ def test_ratings(detector, given_object, balance, expected):
     human = Targets(jnp.zeros((1, 3, 4)), jnp.array([[0, 1, 0]]), jnp.array([[True, True, False]]))
     balance = None if balance is None else jnp.array(balance)
     seen = seen_from(np.eye(3))
-    rated = teaching.rate(None, None, seen, human, given_object=given_object, balance=balance)
+    rated = teaching.rate_boxes(None, None, seen, human, given_object=given_object, balance=balance)
     np.testing.assert_allclose(rated[0], [*expected, 0], rtol=1e-6)
 
 
 def test_given_an_object_classes_add_up_to_one_however_sure_the_teacher_is_of_background(detector):
     logits = jnp.array([[[0.0, -1.0, 25.0]]])
     detector["probabilities"] = jax.nn.softmax(logits)
-    chances = teaching.classes_of(None, None, seen_from(np.eye(3)), jnp.zeros((1, 1, 4)))
+    chances = teaching.class_probabilities(None, None, seen_from(np.eye(3)), jnp.zeros((1, 1, 4)))
     np.testing.assert_allclose(chances[0, 0], jax.nn.softmax(logits[0, 0, :2]), rtol=1e-5)
 
 
@@ -246,7 +252,7 @@ def test_agrees_keeps_what_the_mirrored_view_has_too(detector):
         [[30, 10, 40, 20], [10, 10, 20, 20], [29, 40, 39, 50]], [0, 0, 0], [0.1, 0.9, 0.9]
     )
     for iou, expected in ((0.4, [True, False, True, False]), (0.5, [True, False, False, False])):
-        kept = teaching.agrees(None, None, view([], []), found, iou)
+        kept = teaching.found_in_mirror(None, None, view([], []), found, iou)
         np.testing.assert_array_equal(kept[0], expected)
 
 
@@ -254,6 +260,6 @@ def test_agrees_mirrors_within_the_image_and_leaves_the_padding(monkeypatch):
     stub = Stub()
     stub.found["mirrored"] = detections(np.zeros((1, 4)), [0], [0.0])
     monkeypatch.setattr(teaching, "bind", lambda model, params: stub)
-    teaching.agrees(None, None, view([], []), detections([[0, 0, 1, 1]], [0], [1.0]), 0.5)
+    teaching.found_in_mirror(None, None, view([], []), detections([[0, 0, 1, 1]], [0], [1.0]), 0.5)
     np.testing.assert_array_equal(stub.seen[0][0, 0, :40, 0], np.arange(40, 0, -1))
     np.testing.assert_array_equal(stub.seen[0][0, 0, 40:, 0], 0)

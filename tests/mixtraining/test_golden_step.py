@@ -80,7 +80,7 @@ def features(model, params, rows):
 
 def stored_proposals(name, rows):
     boxes = np.stack([golden.arrays()[name.format(row)] for row in rows])
-    return Proposals(boxes[..., :4], boxes[..., 4], np.ones(boxes.shape[:2], bool))
+    return Proposals(boxes[..., :4], np.ones(boxes.shape[:2], bool))
 
 
 def human_boxes(rows):
@@ -124,7 +124,7 @@ def ask(model, weights, look):
     human = human_boxes(STRONG)
     with released_clip():
         ratings = jax.jit(
-            lambda params, look, human: teaching.rate(
+            lambda params, look, human: teaching.rate_boxes(
                 model, params, look, teaching.back_to_weak(human, look)
             )
         )(weights[1], look, human)
@@ -196,7 +196,9 @@ def learn(model, weights, look):
     boxes, valid = golden.padded("unsup{}_target_bboxes", (0, 1), 32)
     labels, _ = golden.padded("unsup{}_target_labels", (0, 1), 32)
     wanted = Targets(boxes, labels, valid)
-    ask_teacher = teaching.opinions(model, weights[1], look, None, people=wanted, others=wanted)
+    ask_teacher = teaching.make_ask_teacher(
+        model, weights[1], look, None, people=wanted, others=wanted
+    )
     images, sizes = golden.images(NORMAL + STRONG)
     keys = jax.random.split(jax.random.key(0), 4)
     proposals = stored_proposals("student{}_proposals", (0, 1, 2, 3))

@@ -43,7 +43,7 @@ def of_teacher(devices=1):
         matrix=jnp.tile(jnp.diag(jnp.array([2.0, 2, 1])), (2, 1, 1)), labels=HUMAN.labels,
         valid=HUMAN.valid, index=jnp.arange(2),
     )  # fmt: skip
-    told = measuring.of_teacher(
+    told = measuring.teacher_metrics(
         HUMAN, RATINGS, FOUND, mask(1, 0), ASSIGNMENT, view, lambda x: x * devices
     )
     return {name: float(value) for name, value in measuring.as_numbers(told).items()}

@@ -14,7 +14,7 @@ CRITERIA = Criteria(jnp.float32(0.4))
 
 
 def look(view):
-    return teaching.look(None, None, view, view)
+    return teaching.teacher_predictions(None, None, view, view)
 
 
 @pytest.fixture
@@ -42,9 +42,9 @@ def test_the_normal_half_is_mended_as_the_mixed_half_is(detector, fields, kept, 
     )
     detector["probabilities"] = jnp.array([[[0.7, 0.2, 0.1], [0.8, 0.1, 0.1]]])
     method = config(mend_normal=True, **fields)
-    lesson, told = stepping.normal_half(None, None, look(human), method, CRITERIA, one)
-    targets = lesson.targets
-    assert lesson.ask_teacher is None
+    supervision, told = stepping.normal_supervision(None, None, look(human), method, CRITERIA, one)
+    targets = supervision.targets
+    assert supervision.ask_teacher is None
     np.testing.assert_array_equal(targets.valid[0], [*kept, replaced_by, True, False])
     np.testing.assert_array_equal(targets.boxes[0, :2], human.boxes[0])
     np.testing.assert_array_equal(targets.labels[0, :2], human.labels[0])
@@ -71,15 +71,15 @@ def test_soft_labels_are_what_the_teacher_says_of_the_same_place(detector):
         ([True, True], closer, [0.25, 0.25]),  # the second overlaps both alike
     ):
         others = Targets(human.boxes, human.labels, jnp.array([alone]))
-        of_rois = teaching.opinions(
+        of_rois = teaching.make_ask_teacher(
             None, None, seen, jnp.float32(0.25), people=targets, others=others
         )
-        opinion = of_rois(2, rois)
+        answer = of_rois(2, rois)
         asked, stage = detector["asked"]  # the matrix mirrors and enlarges: 80 - 2x, 2y
         np.testing.assert_allclose(asked[0, 0], [25, 5, 35, 15])
         assert stage == 2
-        np.testing.assert_array_equal(opinion.probabilities, detector["probabilities"])
-        np.testing.assert_allclose(opinion.label_share[0], share)
+        np.testing.assert_array_equal(answer.probabilities, detector["probabilities"])
+        np.testing.assert_allclose(answer.label_share[0], share)
 
 
 def test_found_boxes_have_balanced_scores(detector):
@@ -89,8 +89,8 @@ def test_found_boxes_have_balanced_scores(detector):
     seen = look(view([], []))
     for fields in (dict(), dict(must_agree=True)):
         detector["mirrored"] = detections([[10, 20, 20, 30]], [1], [0.9])
-        output, _ = stepping.teach(
-            None, None, seen, seen.view, config(**fields), made, hard=0.0, soften=False
+        output, _ = stepping.mixed_supervision(
+            None, None, seen, seen.view, config(**fields), made, rating_threshold=0.0, soften=False
         )
         assert output.detections.valid.tolist() == [[False, True]]
 
@@ -101,11 +101,11 @@ def test_a_pseudo_box_is_no_label_of_peoples(detector):
     detector["upright"] = detections([[20, 20, 30, 30], [0, 50, 4, 54]], [1, 0], [0.9, 0.1])
     detector["probabilities"] = jnp.array([[[0.7, 0.2, 0.1]]])
     method = config(mend_normal=True, soften_normal=True, pseudo_score_threshold=0.5)
-    soft = CRITERIA._replace(label_share=jnp.float32(0.25), least_score=jnp.float32(0.5))
-    lesson, _ = stepping.normal_half(None, None, look(human), method, soft, one)
-    assert lesson.targets.valid[0].tolist() == [True, True, False]
+    soft = CRITERIA._replace(label_share=jnp.float32(0.25), score_threshold=jnp.float32(0.5))
+    supervision, _ = stepping.normal_supervision(None, None, look(human), method, soft, one)
+    assert supervision.targets.valid[0].tolist() == [True, True, False]
     rois = jnp.array([[[0.0, 0, 10, 10], [20, 20, 30, 30], [0, 50, 4, 54]]])
-    np.testing.assert_allclose(lesson.ask_teacher(0, rois).label_share[0], [0.25, 0, 0.25])
+    np.testing.assert_allclose(supervision.ask_teacher(0, rois).label_share[0], [0.25, 0, 0.25])
 
 
 def test_a_pseudo_box_that_replaces_is_no_label_of_peoples_either(detector):
@@ -114,11 +114,11 @@ def test_a_pseudo_box_that_replaces_is_no_label_of_peoples_either(detector):
     detector["upright"] = detections([[20, 22, 30, 32]], [1], [0.9])
     detector["probabilities"] = jnp.array([[[0.2, 0.7, 0.1], [0.7, 0.2, 0.1]]])
     method = config(mend_normal=True, soften_normal=True)
-    soft = CRITERIA._replace(label_share=jnp.float32(0.25), least_score=jnp.float32(0.5))
-    lesson, _ = stepping.normal_half(None, None, look(human), method, soft, one)
-    assert lesson.targets.valid[0].tolist() == [False, True, True]
+    soft = CRITERIA._replace(label_share=jnp.float32(0.25), score_threshold=jnp.float32(0.5))
+    supervision, _ = stepping.normal_supervision(None, None, look(human), method, soft, one)
+    assert supervision.targets.valid[0].tolist() == [False, True, True]
     rois = jnp.array([[[20.0, 22, 30, 32], [20, 20, 30, 30], [0, 0, 10, 10]]])
-    np.testing.assert_allclose(lesson.ask_teacher(0, rois).label_share[0], [0, 0, 0.25])
+    np.testing.assert_allclose(supervision.ask_teacher(0, rois).label_share[0], [0, 0, 0.25])
 
 
 def test_peoples_boxes_are_those_drawn_anew(detector):
@@ -132,10 +132,10 @@ def test_peoples_boxes_are_those_drawn_anew(detector):
     for box_share, expected in ((None, 0), (0.25, 0.25)):  # then 2 from the human box
         share = None if box_share is None else jnp.float32(box_share)
         soft = CRITERIA._replace(
-            label_share=jnp.float32(0.25), box_share=share, least_score=jnp.float32(0.5)
+            label_share=jnp.float32(0.25), box_share=share, score_threshold=jnp.float32(0.5)
         )
-        lesson, _ = stepping.normal_half(None, None, look(human), method, soft, one)
-        np.testing.assert_allclose(lesson.ask_teacher(0, roi).label_share[0], [expected])
+        supervision, _ = stepping.normal_supervision(None, None, look(human), method, soft, one)
+        np.testing.assert_allclose(supervision.ask_teacher(0, roi).label_share[0], [expected])
 
 
 def test_a_threshold_of_0_leaves_out_none_and_one_of_1_replaces_all(detector):
@@ -143,10 +143,10 @@ def test_a_threshold_of_0_leaves_out_none_and_one_of_1_replaces_all(detector):
     human = view([[0, 0, 10, 10], [20, 20, 30, 30]], [0, 1])
     detector["upright"] = detections([[20, 21, 30, 31]], [1], [0.9])
     detector["probabilities"] = jnp.array([[[0.0, 0.5, 0.5], [0.0, 1.0000001, 0.0]]])
-    lesson, told = stepping.normal_half(
+    supervision, told = stepping.normal_supervision(
         None, None, look(human), config(mend_normal=True), CRITERIA, one
     )
-    assert lesson.targets.valid[0].tolist() == [True, False, True]
+    assert supervision.targets.valid[0].tolist() == [True, False, True]
     assert told["boxes/dropped_normal"] == 0 and told["boxes/replaced_normal"] == 1
 
 
@@ -155,10 +155,10 @@ def test_the_steps_rating_counts_over_the_configs(detector, least, kept):
     human = view([[0, 0, 10, 10], [20, 20, 30, 30]], [0, 1])
     detector["upright"] = detections([[0, 50, 4, 54]], [0], [0.1])
     detector["probabilities"] = jnp.array([[[0.7, 0.2, 0.1], [0.6, 0.3, 0.1]]])
-    made = CRITERIA._replace(least_rating=None if least is None else jnp.float32(least))
+    made = CRITERIA._replace(rating_threshold=None if least is None else jnp.float32(least))
     method = config(mend_normal=True, normal_gt_score_threshold=0.5)
-    lesson, _ = stepping.normal_half(None, None, look(human), method, made, one)
-    np.testing.assert_array_equal(lesson.targets.valid[0, :2], kept)
+    supervision, _ = stepping.normal_supervision(None, None, look(human), method, made, one)
+    np.testing.assert_array_equal(supervision.targets.valid[0, :2], kept)
 
 
 def test_kept_boxes_are_drawn_anew_where_the_teacher_finds_them(detector):
@@ -168,8 +168,8 @@ def test_kept_boxes_are_drawn_anew_where_the_teacher_finds_them(detector):
     detector["probabilities"] = jnp.array([[[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]]])
     anew = CRITERIA._replace(label_share=jnp.float32(0.5), box_share=jnp.float32(0.25))
     method = config(mend_normal=True)
-    lesson, _ = stepping.normal_half(None, None, look(human), method, anew, one)
-    targets = lesson.targets
+    supervision, _ = stepping.normal_supervision(None, None, look(human), method, anew, one)
+    targets = supervision.targets
     np.testing.assert_allclose(targets.boxes[0, 0], [1.5, 0, 11.5, 10])
     np.testing.assert_array_equal(targets.boxes[0, 1], human.boxes[0, 1])  # of another class
 
@@ -179,8 +179,10 @@ def test_kept_boxes_are_drawn_anew_where_the_teacher_finds_them(detector):
         boxes=jnp.array([[[60.0, 0, 80, 20], [20, 40, 40, 60]]]),
         size=jnp.array([[128, 80]]),
     )
-    seen = teaching.look(None, None, human, strong)
-    output, _ = stepping.teach(None, None, seen, strong, method, anew, hard=0.0, soften=False)
+    seen = teaching.teacher_predictions(None, None, human, strong)
+    output, _ = stepping.mixed_supervision(
+        None, None, seen, strong, method, anew, rating_threshold=0.0, soften=False
+    )
     np.testing.assert_allclose(output.targets.boxes[0, 0], [57, 0, 77, 20], atol=1e-4)
     np.testing.assert_array_equal(output.human.boxes, strong.boxes)  # as people drew them
 
@@ -189,18 +191,20 @@ def test_without_a_share_the_opinion_is_the_soft_background(detector):
     detector["probabilities"] = jnp.array([[[0.7, 0.2, 0.1]]])
     human = view([[0, 0, 10, 10]], [0])
     detector["upright"] = detections(np.zeros((0, 4)), [], [])
-    lesson, told = stepping.normal_half(
+    supervision, told = stepping.normal_supervision(
         None, None, look(human), config(soften_normal=True), CRITERIA, one
     )
-    opinion = lesson.ask_teacher(0, human.boxes)
-    assert opinion.label_share is None and told == {}
-    np.testing.assert_array_equal(opinion.probabilities, detector["probabilities"])
-    np.testing.assert_array_equal(lesson.targets.valid, human.valid)
+    answer = supervision.ask_teacher(0, human.boxes)
+    assert answer.label_share is None and told == {}
+    np.testing.assert_array_equal(answer.probabilities, detector["probabilities"])
+    np.testing.assert_array_equal(supervision.targets.valid, human.valid)
 
 
 def test_switched_off_the_normal_half_is_the_human_boxes(detector):
     human = view([[0, 0, 10, 10]], [0])
     detector["upright"] = detections(np.zeros((0, 4)), [], [])
-    lesson, told = stepping.normal_half(None, None, look(human), config(), CRITERIA, one)
-    assert lesson.ask_teacher is None and told == {}
-    np.testing.assert_array_equal(lesson.targets.boxes, human.boxes)
+    supervision, told = stepping.normal_supervision(
+        None, None, look(human), config(), CRITERIA, one
+    )
+    assert supervision.ask_teacher is None and told == {}
+    np.testing.assert_array_equal(supervision.targets.boxes, human.boxes)

@@ -55,8 +55,10 @@ def rated(monkeypatch, which, matrix):
     method.rate_boxes = which
     weak, strong = view(BOXES, np.eye(3)), view(BOXES, matrix)
     criteria = Criteria(jnp.float32(0.9))
-    look = teaching.look(None, None, weak, strong)
-    output, _ = steps.teach(None, None, look, strong, method, criteria, hard=0.9, soften=False)
+    look = teaching.teacher_predictions(None, None, weak, strong)
+    output, _ = steps.mixed_supervision(
+        None, None, look, strong, method, criteria, rating_threshold=0.9, soften=False
+    )
     return asked[0], np.asarray(output.ratings[0])
 
 

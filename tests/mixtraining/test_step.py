@@ -9,7 +9,7 @@ import pytest
 from mixtrain_jax.mixtraining import step as steps
 from mixtrain_jax.mixtraining import teacher as teaching
 from mixtrain_jax.mixtraining.criteria import Criteria
-from mixtrain_jax.models.roi_heads import Opinion
+from mixtrain_jax.models.roi_heads import TeacherAnswer
 from mixtrain_jax.types import Targets
 from tests.mixtraining import small
 
@@ -70,12 +70,12 @@ def test_normal_half_ignores_the_mixed_half(world):
 
     @jax.jit
     def gradient(batch):
-        look = teaching.look(model, state.teacher, batch.weak, batch.strong)
-        _, mixed = steps.teach(
+        look = teaching.teacher_predictions(model, state.teacher, batch.weak, batch.strong)
+        _, mixed = steps.mixed_supervision(
             model, state.teacher, look, batch.strong, method, Criteria(jnp.float32(0.9)),
-            hard=0.9, soften=True,
+            rating_threshold=0.9, soften=True,
         )  # fmt: skip
-        normal = steps.of_people(batch.normal)
+        normal = steps.human_supervision(batch.normal)
         loss = lambda p: steps.student_loss(  # noqa: E731
             p, batch, normal, mixed, key, model, method, lambda x: x
         )[0]
@@ -172,7 +172,7 @@ def test_soft_background_weights(world):
         def ask_teacher(stage, rois):
             background = jnp.broadcast_to(chances, rois.shape[:2])[..., None]
             classes = jnp.repeat((1 - background) / small.CLASSES, small.CLASSES, axis=-1)
-            return Opinion(jnp.concatenate([classes, background], axis=-1))
+            return TeacherAnswer(jnp.concatenate([classes, background], axis=-1))
 
         return m.losses(pyramid, view.size, targets, keys, lambda x: x, ask_teacher)[1]
 

@@ -63,10 +63,7 @@ class Detector:
         self.note("features", values=image.max((1, 2, 3)).tolist(), keys=keys)
         return (image,)
 
-    def proposals(self, pyramid, size):
-        return None
-
-    def detect(self, pyramid, size, proposals):
+    def detect(self, pyramid, size):
         mirrored = float(pyramid[0][0, 0, 0, 0]) < float(pyramid[0].max())
         box = [32 - FOUND[2], FOUND[1], 32 - FOUND[0], FOUND[3]] if mirrored else FOUND
         valid = jnp.array([[self.mirrored or not mirrored]])
@@ -98,7 +95,7 @@ def look(monkeypatch):
             )
         config = recipes.base().mixtraining
         config.update({"gt_score_threshold": 0.0, "pseudo_score_threshold": 0.5, **fields})
-        out = stepping.gradients(
+        out = stepping.compute_gradients(
             STUDENT, TEACHER, BATCH, jax.random.key(0), config=config,
             model=types.SimpleNamespace(num_classes=2), sum_over_devices=one,
         )  # fmt: skip
@@ -241,7 +238,7 @@ def test_the_teacher_of_a_step_is_the_moving_average(monkeypatch):
         seen.update(student=student, teacher=teacher)
         return jax.tree.map(jnp.zeros_like, student), {"loss": jnp.zeros(())}, None
 
-    monkeypatch.setattr(update.method, "gradients", gradients)
+    monkeypatch.setattr(update, "compute_gradients", gradients)
     state = TrainState(jnp.array(5), STUDENT, TEACHER, STUDENT)
     after, _, _ = update.train_step(
         state, BATCH, model=None, optimizer=small.Recorder(), config=config,
@@ -260,7 +257,7 @@ def test_a_step_is_bad_where_any_of_its_numbers_is(monkeypatch, wrong):
         return jnp.array(jnp.inf if wrong == name else 0.5)
 
     monkeypatch.setattr(
-        update.method, "gradients",
+        update, "compute_gradients",
         lambda *_, **__: ({"w": number("gradient")}, {"loss": number("loss")}, None),
     )  # fmt: skip
     optimizer = types.SimpleNamespace(
@@ -304,7 +301,7 @@ def test_boxes_and_rois_go_from_view_to_view_the_right_way(monkeypatch):
     weak = BATCH.weak.replace(matrix=jnp.asarray(flip)[None], size=jnp.array([[200, 200]]))
     strong = BATCH.strong.replace(matrix=jnp.asarray(turn)[None], size=jnp.array([[200, 200]]))
     monkeypatch.setattr(teaching, "bind", lambda model, params: Detector(TEACHER, [], True))
-    seen = teaching.see(None, TEACHER, weak, strong)
+    seen = teaching.teacher_features(None, TEACHER, weak, strong)
     np.testing.assert_allclose(seen.to_strong[0], turn @ np.linalg.inv(flip), atol=1e-4)
     np.testing.assert_allclose(seen.to_weak[0], flip @ np.linalg.inv(turn), atol=1e-4)
 

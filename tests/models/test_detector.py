@@ -78,7 +78,7 @@ def look(model, params, height, width, slots):
     def forward(m):
         pyramid = m.features(image, SIZES)
         proposals = m.proposals(pyramid, SIZES)
-        return pyramid, proposals, m.detect(pyramid, SIZES, proposals)[0]
+        return pyramid, proposals, m.detect(pyramid, SIZES)[0]
 
     return jax.jit(lambda p: model.apply({"params": p}, method=forward))(params)
 
@@ -165,7 +165,7 @@ def test_released_detector_finds_the_same_boxes():
         def forward(m):
             pyramid = m.features(image, size)
             proposals = m.proposals(pyramid, size)
-            return proposals, *m.detect(pyramid, size, proposals, jnp.ones((1, 2)))
+            return proposals, *m.detect(pyramid, size, jnp.ones((1, 2)))
 
         return model.apply({"params": weights}, method=forward)
 

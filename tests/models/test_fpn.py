@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mixtrain_jax.models import padding
 from mixtrain_jax.models.fpn import FPN
 from mixtrain_jax.models.swin import Swin
+from mixtrain_jax.ops import padding
 from tests.golden import micro_cascade
 
 

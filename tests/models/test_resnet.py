@@ -68,7 +68,7 @@ def slow_block(x, p, steps):
 def test_block_equals_slow_reference(kind, style, steps, norm):
     x = np.random.default_rng(0).normal(size=(1, 8, 16, 32)).astype(np.float32)
     block = getattr(resnet, kind)(
-        channels=32, step=max(steps), style=style, norm=norm, dtype=jnp.float32
+        channels=32, stride=max(steps), style=style, norm=norm, dtype=jnp.float32
     )
     inputs = x, np.array([[64, 128]]), 8 * max(steps)
     params = random_params(block, *inputs)

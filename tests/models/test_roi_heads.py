@@ -11,7 +11,7 @@ from ml_collections import FrozenConfigDict
 
 from mixtrain_jax.config import recipes
 from mixtrain_jax.models import roi_heads
-from mixtrain_jax.models.roi_heads import BoxHead, Opinion, RoIHead
+from mixtrain_jax.models.roi_heads import BoxHead, RoIHead, TeacherAnswer
 from mixtrain_jax.models.rpn import Proposals
 from mixtrain_jax.types import Targets
 
@@ -71,13 +71,13 @@ def decoded(roi, deltas):
     return np.clip([x - w / 2, y - h / 2, x + w / 2, y + h / 2], 0, 100)
 
 
-def losses(head, opinion):
-    """What the head has as losses and as record where the teacher says `opinion` of its RoIs."""
-    proposals = Proposals(jnp.zeros((1, 1, 4)), jnp.zeros((1, 1)), jnp.ones((1, 1), bool))
+def losses(head, answer):
+    """What the head has as losses and as record where the teacher says `answer` of its RoIs."""
+    proposals = Proposals(jnp.zeros((1, 1, 4)), jnp.ones((1, 1), bool))
     targets = Targets(jnp.zeros((1, 0, 4)), jnp.zeros((1, 0), int), jnp.zeros((1, 0), bool))
     found, (record,) = head.apply(
         {}, (), SIZE, proposals, targets, jax.random.split(jax.random.key(0), 1), lambda x: x,
-        lambda stage, rois: opinion, method="losses",
+        lambda stage, rois: answer, method="losses",
     )  # fmt: skip
     return found, record
 
@@ -85,8 +85,10 @@ def losses(head, opinion):
 def test_losses_are_those_of_a_loop(given):
     head, beta, of = given
     background = np.array([0.9, 0.9, 0.25, 0.9, 0.9])  # asked for where the label is background
-    opinion = Opinion(jnp.stack([1 - background, *np.zeros((2, 5)), background], axis=-1)[None])
-    found, record = losses(head, opinion)
+    answer = TeacherAnswer(
+        jnp.stack([1 - background, *np.zeros((2, 5)), background], axis=-1)[None]
+    )
+    found, record = losses(head, answer)
     weights = [1.0, 1.0, 0.25, 1.0, 0.0]
     weights = [w * 4 / sum(weights) for w in weights]  # their mean over the sampled RoIs is 1
     entropy = box = 0.0
@@ -108,7 +110,7 @@ def test_soft_labels_are_those_of_a_loop(given):
     rng = np.random.default_rng(4)
     said = rng.dirichlet(np.ones(CLASSES + 1), ROIS)
     share = np.array([1.0, 0.3, 0.3, 0.0, 0.3])
-    found, record = losses(head, Opinion(jnp.array(said)[None], jnp.array(share)[None]))
+    found, record = losses(head, TeacherAnswer(jnp.array(said)[None], jnp.array(share)[None]))
     entropy = box = 0.0
     for k in np.flatnonzero(of["valid"]):
         chances = np.exp(of["logits"][k]) / np.exp(of["logits"][k]).sum()
@@ -133,7 +135,7 @@ def test_refined_and_detected_boxes_are_their_classes(given):
         np.testing.assert_allclose(refined[0, k], decoded(of["rois"][k], of["deltas"][k, label]),
                                    atol=1e-3)  # fmt: skip
 
-    proposals = Proposals(boxes, jnp.zeros((1, ROIS)), jnp.array(of["valid"])[None])
+    proposals = Proposals(boxes, jnp.array(of["valid"])[None])
     scale = jnp.array([[2.0, 4.0]])
     found, _ = head.apply({}, (), SIZE, proposals, scale, method="detect")
     kept = np.asarray(found.valid[0])

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixtrain_jax.ops import boxes as box_ops
+from mixtrain_jax.ops import padding
 from tests.ops import reference
 
 STDS = {
@@ -18,7 +19,7 @@ STDS = {
 
 def test_own_pad_is_the_next_multiple_of_32():
     size = jnp.array([[1, 32], [33, 64], [800, 1203]])
-    np.testing.assert_array_equal(box_ops.padded_size(size), [[32, 32], [64, 64], [800, 1216]])
+    np.testing.assert_array_equal(padding.padded_size(size), [[32, 32], [64, 64], [800, 1216]])
 
 
 def test_iou_equals_loop():

@@ -74,7 +74,7 @@ def test_one_that_is_damaged_is_set_aside_in_a_bucket_too(bucket):
     workdir = saved("damaged")
     storage.write(workdir / "checkpoints" / "2" / "meta" / "metadata", b"{")
     assert newest_loss(workdir) == 1
-    assert storage.names(workdir / "checkpoints") == ["1", "damaged-2"]
+    assert storage.list_folder(workdir / "checkpoints") == ["1", "damaged-2"]
 
 
 def test_a_write_is_made_again_when_the_connection_is_cut(bucket):
@@ -101,7 +101,12 @@ def test_suspects_are_set_aside_and_the_newest_good_one_is_named(tmp_path):
         "the newest good checkpoint is 2"
     )
     checkpoints.close()
-    assert storage.names(tmp_path / "checkpoints") == ["2", "suspect-3", "suspect-4", "suspect-5"]
+    assert storage.list_folder(tmp_path / "checkpoints") == [
+        "2",
+        "suspect-3",
+        "suspect-4",
+        "suspect-5",
+    ]
     state, step, _ = local.restore(tmp_path)
     assert step == 2
     assert np.array_equal(
@@ -120,7 +125,7 @@ def test_what_was_proven_is_still_known_after_a_restart(tmp_path):
     told = again.set_suspects_aside()
     again.close()
     assert told.endswith("the newest good checkpoint is 1")
-    assert storage.names(tmp_path / "checkpoints") == ["1", "suspect-2", "suspect-3"]
+    assert storage.list_folder(tmp_path / "checkpoints") == ["1", "suspect-2", "suspect-3"]
 
 
 def test_what_killed_saves_left_is_gone_before_anybody_looks_at_the_folder(bucket):

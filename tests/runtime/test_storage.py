@@ -30,23 +30,23 @@ def hasty(monkeypatch):
 
 
 def test_files_come_and_go(folder):
-    assert storage.names(folder) == [] and not storage.exists(folder / "a")
+    assert storage.list_folder(folder) == [] and not storage.exists(folder / "a")
     with pytest.raises(FileNotFoundError):
         storage.read(folder / "a")
     storage.make_directory(folder)
     storage.write_json(folder / "deep" / "a.json", {"AP": 1})
     storage.write(folder / "b", b"12")
-    assert storage.names(folder) == ["b", "deep"]
+    assert storage.list_folder(folder) == ["b", "deep"]
     assert storage.is_directory(folder / "deep") and not storage.is_directory(folder / "b")
     assert json.loads(storage.read(folder / "deep" / "a.json")) == {"AP": 1}
     storage.write(folder / "b", b"3")
     assert storage.read(folder / "b") == b"3"
     storage.rename(folder / "deep", "damaged-deep")
-    assert storage.names(folder) == ["b", "damaged-deep"]
+    assert storage.list_folder(folder) == ["b", "damaged-deep"]
     assert storage.exists(folder / "damaged-deep" / "a.json")
     storage.delete(folder / "b")
     storage.delete(folder / "b")
-    assert storage.names(folder) == ["damaged-deep"]
+    assert storage.list_folder(folder) == ["damaged-deep"]
 
 
 def test_a_bucket_is_no_local_folder(tmp_path, monkeypatch):
@@ -86,11 +86,11 @@ def test_errors_that_pass_are_tried_again_and_others_are_not(tmp_path, hasty):
 
     for passing in (ConnectionResetError(), TimeoutError(), OSError(errno.ESTALE, "Stale file")):
         calls.clear()
-        assert storage.attempt("read", tmp_path, lambda error=passing: fail(error)) == "done"
+        assert storage.retry("read", tmp_path, lambda error=passing: fail(error)) == "done"
         assert len(calls) == 4
     calls.clear()
     with pytest.raises(UserError, match="cannot read x: No space left on device"):
-        storage.attempt("read", "x", lambda: fail(OSError(errno.ENOSPC, os.strerror(28))))
+        storage.retry("read", "x", lambda: fail(OSError(errno.ENOSPC, os.strerror(28))))
     assert len(calls) == 1
 
 
@@ -135,8 +135,8 @@ def test_patience_ends_and_says_so(tmp_path, monkeypatch):
         raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
 
     with pytest.raises(storage.StorageError, match="cannot read gs://b/x: Connection") as told:
-        storage.attempt("read", "gs://b/x", fail)
-    assert told.value.passing and isinstance(told.value, OSError)
+        storage.retry("read", "gs://b/x", fail)
+    assert told.value.transient and isinstance(told.value, OSError)
 
 
 def test_the_lock_is_renewed_through_a_hiccup(bucket, monkeypatch):

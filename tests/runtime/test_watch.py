@@ -7,7 +7,7 @@ import pytest
 
 from mixtrain_jax.errors import BAD_INPUT, LOST, RESTARTABLE, STALLED, LostPeer, UserError
 from mixtrain_jax.runtime import parallel, watch
-from mixtrain_jax.runtime.watch import StallDetector, Word
+from mixtrain_jax.runtime.watch import Heartbeat, StallDetector
 
 MINUTE = int(60 / watch.BEAT)  # looks
 
@@ -17,19 +17,19 @@ class Run:
 
     def __init__(self, patience=0.0):
         self.judge = StallDetector(0, patience)
-        self.words = {number: Word(name=f"vm-{number}") for number in range(3)}
+        self.heartbeats = {number: Heartbeat(name=f"vm-{number}") for number in range(3)}
         self.ended = {}
 
     def go(self, looks, moving=(0, 1, 2), speaking=(0, 1, 2), step=None, **changes):
         """Lets some speak and move for so many looks; returns the first verdict."""
         for _ in range(looks):
-            for number, word in self.words.items():
+            for number, word in self.heartbeats.items():
                 new = {"beat": word.beat + 1} if number in speaking else {}
                 if number in moving:
                     at = word.step + 1 if step is None else step
                     new |= {"moved": word.moved + 1, "step": at} | changes
-                self.words[number] = dataclasses.replace(word, **new)
-            verdict = self.judge.look(self.words, self.ended)
+                self.heartbeats[number] = dataclasses.replace(word, **new)
+            verdict = self.judge.judge(self.heartbeats, self.ended)
             if verdict is not None:
                 return verdict
         return None

@@ -38,28 +38,28 @@ def test_memory_is_told_warned_about_and_refused(capsys, warnings):
     def there(share):
         return Machine("cpu", "cpu", 1, 1, round(whole * share), 2)
 
-    announce.memory(config(), there(1.2))
+    announce.check_memory(config(), there(1.2))
     assert "a step in 64x64 takes about" in capsys.readouterr().out
     assert warnings == []
-    announce.memory(config(), there(0.9))
+    announce.check_memory(config(), there(0.9))
     assert "config.accumulate=2" in warnings[0]
     with pytest.raises(UserError, match=r"are free: set config.model.remat.* config.max_memory"):
-        announce.memory(config(), there(0.7))
-    announce.memory(config(max_memory=0), there(0.7))
+        announce.check_memory(config(), there(0.7))
+    announce.check_memory(config(max_memory=0), there(0.7))
 
 
 def test_padding_of_each_bucket():
-    told = announce.padding(config(), images((64, 64)))
+    told = announce.describe_padding(config(), images((64, 64)))
     share = 1 - np.mean([side**2 for side in range(48, 65)]) / 64**2
     assert told == f"64x64 100% of views, {share:.0%} empty"
 
 
 def test_a_val_scale_outside_of_trainings_is_a_warning(warnings):
     train = images((480, 640), (480, 640))
-    announce.other_scale(config(), train, images((480, 640)))
+    announce.warn_other_scale(config(), train, images((480, 640)))
     assert warnings == []
     far = config(val=(256, 200))
-    announce.other_scale(far, train, images((480, 640)))
+    announce.warn_other_scale(far, train, images((480, 640)))
     assert "short side of 192 pixels, training images with 48 to 48" in warnings[0]
 
 
@@ -90,7 +90,7 @@ def test_a_val_scale_outside_of_trainings_is_a_warning(warnings):
 def test_switches_of_the_method_without_effect_are_warned_of(warnings, fields, told):
     method = recipes.base().mixtraining
     method.update(fields)
-    announce.without_effect(method)
+    announce.warn_fields_without_effect(method)
     assert len(warnings) == bool(told) and told in "".join(warnings)
 
 
@@ -98,7 +98,7 @@ def test_more_boxes_than_the_detector_finds_is_a_warning(warnings):
     room = config().model.roi_head.detections
     for counts, told in (([0, room], ""), ([room + 1, 2, room + 5], "2 images of train have more")):
         boxes = types.SimpleNamespace(counts=np.array(counts))
-        announce.crowded(config(), types.SimpleNamespace(boxes=boxes))
+        announce.warn_crowded_images(config(), types.SimpleNamespace(boxes=boxes))
         assert bool(warnings) == bool(told) and told in "".join(warnings)
 
 
@@ -144,5 +144,5 @@ def test_a_patience_without_effect_is_a_warning(warnings, patience, every, val, 
         steps=100, eval=types.SimpleNamespace(patience=patience, every=every)
     )
     boxes = types.SimpleNamespace(counts=np.array([0, 0 if val == "empty" else 2]))
-    announce.patience(asked, types.SimpleNamespace(boxes=boxes) if val else None)
+    announce.warn_patience(asked, types.SimpleNamespace(boxes=boxes) if val else None)
     assert bool(warnings) == warned

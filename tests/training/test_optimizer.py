@@ -61,7 +61,7 @@ def test_ema_step_by_step():
     expected = teacher["w"].astype(np.float64)
     for step in range(8):
         student = {"w": rng.normal(size=5).astype(np.float32)}
-        teacher = ema.ema_update(teacher, student, ema.momentum(config, jnp.array(step)))
+        teacher = ema.update(teacher, student, ema.momentum(config, jnp.array(step)))
         m = 0.999 * min(step / 4, 1)
         expected = m * expected + (1 - m) * student["w"]
         np.testing.assert_allclose(teacher["w"], expected, rtol=1e-5)

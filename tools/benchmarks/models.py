@@ -148,7 +148,7 @@ def _forward(model, config, kind: str, size: tuple[int, int], batch: int):
         pyramid = bound.features(image, size)
         if kind == "forward":
             return pyramid
-        return bound.detect(pyramid, size, bound.proposals(pyramid, size))
+        return bound.detect(pyramid, size)
 
     arguments = jax.device_put((params, seen.image, seen.size))
     return partial(jax.jit(forward), *arguments), measure.gflop(forward, *arguments)

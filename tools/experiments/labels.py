@@ -86,7 +86,7 @@ def _cells(
     images = source / "bccd" / "JPEGImages"
     people = voc.read(str(source / "bccd" / "Annotations"), str(images), CELLS)
     better = yolo.read(str(source / "txl"), str(images), "train", CELLS)
-    people, better = (headers.look(table, "auto", "cells")[0] for table in (people, better))
+    people, better = (headers.complete(table, "auto", "cells")[0] for table in (people, better))
     train, val = (str(source / f"{split}.txt") for split in ("train", "val"))
     of_train = people.listed(train)
     both = better.listed(train)

@@ -57,7 +57,7 @@ class Suite(NamedTuple):
       first: how many images of `labels.objects` train the detector from whose weights all arms
         start; 0: from random ones.
       first_steps: how long that one is trained.
-      calibration: by which labels are repaired, as of `audit --calibration`. The package's has seen
+      calibration: by which labels are repaired, as in `audit --calibration`. The package's has seen
         errors planted into labels of these cells.
     """
 

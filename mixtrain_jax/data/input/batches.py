@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,10 +23,12 @@ from mixtrain_jax.data.tensorflow import tf
 from mixtrain_jax.data.views import geometry, parameters, render
 from mixtrain_jax.data.views.parameters import ViewParameters
 from mixtrain_jax.errors import UserError
+from mixtrain_jax.runtime import machine
 from mixtrain_jax.types import Batch, View
 
 # What a generator seeded with (seed, place, purpose) is for.
 _NORMAL, _WEAK, _STRONG, _KIND = range(4)
+BYTES_OF_PIXEL = 64  # of an image whose views are rendered, from above: sharpness took 52
 
 # A job is what to load (a place in training's order for each half, or a row) and the number of its
 # bucket. Loading gives pixels, row (-1: a filler), and the parameters of each view.
@@ -206,6 +207,18 @@ def eval_batches(
     return (view for ((view,),) in _run(rendered.batches(jobs, [(load, 1)], share), errors))
 
 
+def default_workers(sizes: np.ndarray) -> int:
+    """As many as there are cores, or fewer where large images would fill the memory.
+
+    Args:
+      sizes: [N, 2] height and width of the images.
+    """
+    largest, free = sizes.astype(np.int64).prod(axis=1).max(initial=1), machine.free_memory()
+    if free is None:
+        return machine.cores()
+    return int(min(machine.cores(), max(1, free // 4 // (BYTES_OF_PIXEL * largest))))
+
+
 _IMAGE = tf.TensorSpec([None, None, 3], tf.uint8)
 _NUMBER = tf.TensorSpec([], tf.int32)
 _PARAMETERS = ViewParameters(
@@ -267,7 +280,7 @@ class _Pipelines:
         A load comes with the number of its views; it gives a tuple of so many dictionaries of
         View's fields.
         """
-        workers = self.data.workers or os.cpu_count() or 1
+        workers = self.data.workers or default_workers(self.dataset.sizes)
 
         def views(what: tf.Tensor, bucket: tf.Tensor) -> tuple[Any, ...]:
             return tuple(

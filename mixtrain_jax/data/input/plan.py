@@ -2,9 +2,9 @@
 
 Training reads an endless stream of images, a fresh permutation each epoch. Steps are made of
 places in that stream, by rules that look at declared sizes and numbers of boxes only. Every host
-computes the same steps, and so does a run that resumes at any of them. Of a bucket that too few
-images need in an epoch to make a step, images of other buckets keep them company: alone they would
-wait for long, and then meet copies of themselves.
+computes the same steps, and so does a run that resumes at any of them. Where too few images need a
+bucket in an epoch to make a step, images of other buckets keep them company, or they go to another
+bucket themselves: alone they would wait for long, and then meet copies of themselves.
 """
 
 import functools
@@ -60,9 +60,10 @@ class Stream:
         self.long, self.shorts, self._kind = views.long, views.shorts, views.kind
         self.buckets = buckets.for_training(dataset.sizes, config)
         self._fits = views.fits(self.buckets)
+        self._lonely = 2 * self._images() <= min(batch_size, self.count)
         self.trainable = dataset.trainable()
         if not self.trainable.any():
-            left_out = dataset.found.left_out
+            left_out = dataset.report.left_out
             if small := int((dataset.sizes.min(axis=1) < SMALLEST_SIDE).sum()):
                 left_out |= {f"images with a side below {SMALLEST_SIDE} pixels": small}
             reasons = ", ".join(f"{n} {why}" for why, n in left_out.items())
@@ -89,6 +90,16 @@ class Stream:
         fits = self._fits[self._kind[rows]] > shorts[:, None]
         return buckets.smallest(list(fits.T), self.buckets)
 
+    def _images(self) -> np.ndarray:
+        """How many images [buckets] have a short side that puts them into each bucket."""
+        areas = np.array(self.buckets).prod(axis=1)
+        by_area = np.lexsort((-np.arange(len(areas)), areas))  # as `buckets.smallest` has it
+        fits = self._fits[:, by_area]
+        smaller = np.maximum.accumulate(fits, axis=1)[:, :-1]  # what smaller buckets take first
+        own = fits > np.pad(smaller, ((0, 0), (1, 0)))
+        counts = np.bincount(self._kind) @ own
+        return counts[np.argsort(by_area)]
+
     def epochs(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of all places of some epochs: the row, a coin (bool), and the bucket."""
         parts = []
@@ -104,13 +115,24 @@ class Stream:
         """The buckets [n] of an epoch's places, so that each that is needed makes a step.
 
         The company are the first places of full buckets that fit with the smallest short side.
+        Where they do not suffice, and few images ever need the bucket, these go to the fullest of
+        the other buckets that they fit.
         """
         bucket = bucket.copy()
+        fits = self._fits[self._kind[rows]] > 0
         counts = np.bincount(bucket, minlength=len(self.buckets))
         for b in np.flatnonzero((counts > 0) & (counts < self._batch)):
-            full = np.bincount(bucket, minlength=len(self.buckets)) >= 2 * self._batch
-            fitting = full[bucket] & (self._fits[self._kind[rows]][:, b] > 0)
-            bucket[np.flatnonzero(fitting)[: self._batch - counts[b]]] = b
+            now = np.bincount(bucket, minlength=len(self.buckets))
+            company = np.flatnonzero((now >= 2 * self._batch)[bucket] & fits[:, b])
+            company = company[: self._batch - counts[b]]
+            if counts[b] + len(company) == self._batch:
+                bucket[company] = b
+            elif self._lonely[b]:
+                own = np.flatnonzero(bucket == b)
+                fullness = np.where(fits[own] & ~self._lonely, now, 0)
+                bucket[own] = np.where(fullness.any(axis=1), fullness.argmax(axis=1), b)
+            else:
+                bucket[company] = b
         return bucket
 
 

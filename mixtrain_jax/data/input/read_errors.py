@@ -53,7 +53,7 @@ class ReadErrors:
             try:
                 image = dataset.pixels(row)
             except (image_files.UnreadableImage, OSError) as error:
-                reason, for_good = str(error), not (self.again and storage.passes(error))
+                reason, for_good = str(error), not (self.again and storage.is_transient(error))
         with self._lock:
             self.drawn += 1
             if reason is None:
@@ -62,12 +62,12 @@ class ReadErrors:
             if row not in self.reasons:
                 if for_good:
                     self.reasons[row] = reason
-                logging.warning("%s: skipping %s: %s", dataset.name, dataset.names(row), reason)
+                logging.warning("%s: skipping %s: %s", dataset.name, dataset.file_name(row), reason)
             images = len(dataset) if self.of is None else self.of
             if len(self.reasons) > most_unreadable(images, self.max_share):
                 raise UserError(
                     f"{dataset.name}: {len(self.reasons)} of {images} images could not be read, "
                     f"more than config.data.max_bad_share = {self.max_share}; the last is "
-                    f"{dataset.names(row)}: {reason}"
+                    f"{dataset.file_name(row)}: {reason}"
                 )
         return None

@@ -38,10 +38,10 @@ class Dataset:
       crowd: N arrays [c, 4] float32, boxes of groups or otherwise to be ignored, likewise.
       categories: {'id', 'name'} of each label, in label order; the ids are the source's own.
       read: the encoded bytes of a row's image file.
-      names: a row's file name, for messages.
+      file_name: of a row, for messages.
       annotations: all annotations as they were found.
       reading: how the image files are to be decoded.
-      found: what was found at start-up and what was left out.
+      report: what was found at start-up and what was left out.
     """
 
     name: str
@@ -52,10 +52,10 @@ class Dataset:
     crowd: Ragged
     categories: list[dict[str, Any]]
     read: Callable[[int], bytes]
-    names: Callable[[int], str]
+    file_name: Callable[[int], str]
     annotations: Annotations
     reading: Reading
-    found: Report
+    report: Report
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -75,7 +75,7 @@ class Dataset:
             labels=self.labels.take(rows),
             crowd=self.crowd.take(rows),
             read=lambda row: self.read(int(rows[row])),
-            names=lambda row: self.names(int(rows[row])),
+            file_name=lambda row: self.file_name(int(rows[row])),
             annotations=self.annotations.take(rows),
         )
 
@@ -100,11 +100,6 @@ class Dataset:
         except (UnreadableImage, OSError):
             height, width = self.sizes[row].tolist()
             return Image.new("RGB", (width, height), (128, 128, 128))
-
-    @property
-    def report(self) -> str:
-        """What was found at start-up, as lines for the log."""
-        return self.found.text
 
     @functools.cached_property
     def ground_truth(self) -> dict[str, Any]:
@@ -168,10 +163,10 @@ def assemble(table: Annotations, reading: Reading, name: str, max_boxes: int) ->
         crowd=of_images(inside.astype(np.float32), table.crowd & area),
         categories=table.categories,
         read=table.content,
-        names=lambda row: table.files[row],
+        file_name=lambda row: table.files[row],
         annotations=table,
         reading=reading,
-        found=Report(
+        report=Report(
             name=name,
             source=table.source,
             images=len(table),

@@ -126,7 +126,7 @@ def suffix(path: str) -> str:
     return os.path.splitext(path)[1].lower()
 
 
-def walk(folder: str, most: int = 2_000_000) -> Iterable[str]:
+def walk(folder: str) -> Iterable[str]:
     """The paths below a folder of its files, with forward slashes.
 
     Hidden ones are passed over, and folders in it that hold a run, an audit or a check.
@@ -153,9 +153,6 @@ def walk(folder: str, most: int = 2_000_000) -> Iterable[str]:
         )
         below = os.path.relpath(parent, folder).replace(os.sep, "/")
         for name in sorted(files):
-            most -= 1
-            if most < 0:
-                return
             if not _is_hidden(name):
                 yield name if below == "." else f"{below}/{name}"
 
@@ -183,19 +180,6 @@ def _leads_back(folder: str) -> bool:
     return os.path.commonpath([here, there]) == there
 
 
-def resolve(
-    folder: epath.PathLike, names: Sequence[str]
-) -> tuple[list[str | None], list[tuple[str, str]]]:
-    """Finds the files that names mean.
-
-    Returns:
-      for each name the path below the folder, or None; and the pairs (name, path) that differ.
-    """
-    found = Folder(folder).find_all(names)
-    pairs = zip(names, found, strict=True)
-    return found, [(name, path) for name, path in pairs if path is not None and path != name]
-
-
 def _plain(name: str) -> str:
     """A name as all spellings of it are written here."""
     name = urllib.parse.unquote(name.replace("\\", "/"))
@@ -210,8 +194,8 @@ def _listing(folder: epath.Path) -> Iterable[str]:
     try:
         if storage.is_local(folder):
             return os.listdir(os.fspath(folder))
-        return storage.names(folder)
+        return storage.list_folder(folder)
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        if isinstance(error, storage.StorageError) and error.passing:
+        if isinstance(error, storage.StorageError) and error.transient:
             raise
         return []

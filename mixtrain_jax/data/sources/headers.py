@@ -46,7 +46,7 @@ class Header(NamedTuple):
     error: str = ""
 
 
-def look(
+def complete(
     table: Annotations, exif: Exif, name: str, white: float | None = None
 ) -> tuple[Annotations, Reading]:
     """Looks at a set's image files, and completes what depends on them.

@@ -323,7 +323,7 @@ def _images_of(folder: str, path: str, names: Sequence[str]) -> str:
         return best
     # Names that are spelt otherwise: the first of the folders in which they can be found.
     for place in dict.fromkeys(places):
-        if storage.is_directory(place) and any(file_names.resolve(place, names)[0]):
+        if storage.is_directory(place) and any(file_names.Folder(place).find_all(names)):
             return str(place)
     return best
 

@@ -13,8 +13,6 @@ from mixtrain_jax.data.sources.dataset import Dataset, assemble
 from mixtrain_jax.errors import UserError
 from mixtrain_jax.runtime import storage
 
-SPLITS = ("train", "val", "test")
-
 
 def _coco(part: Any, name: str, classes: tuple[str, ...]) -> Annotations:
     del name, classes
@@ -79,9 +77,9 @@ def complete(
       white: `config.data.white`.
 
     Raises:
-      UserError: see `headers.look` and `dataset.assemble`.
+      UserError: see `headers.complete` and `dataset.assemble`.
     """
-    return assemble(*headers.look(table, exif, name, white), name, max_boxes)
+    return assemble(*headers.complete(table, exif, name, white), name, max_boxes)
 
 
 def as_train_reads(data: Any, train: Dataset) -> Any:

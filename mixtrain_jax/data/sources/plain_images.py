@@ -86,7 +86,7 @@ def dataset(paths: Sequence[str], data: Any) -> Dataset:
       UserError: none of the images can be read.
     """
     table = _table(paths)
-    return assemble(*headers.look(table, data.exif, "images", data.white), "images", 1)
+    return assemble(*headers.complete(table, data.exif, "images", data.white), "images", 1)
 
 
 def in_memory(images: Sequence[str | np.ndarray], data: Any) -> Dataset:
@@ -114,8 +114,8 @@ def in_memory(images: Sequence[str | np.ndarray], data: Any) -> Dataset:
         source="images",
         read=content,
     )
-    found = assemble(*headers.look(table, data.exif, "images", data.white), "images", 1)
-    for finding in found.found.findings:
+    found = assemble(*headers.complete(table, data.exif, "images", data.white), "images", 1)
+    for finding in found.report.findings:
         if finding.text == headers.UNREADABLE:
             raise UserError("; ".join(finding.examples))
     return found

@@ -76,8 +76,8 @@ def kept(folder: epath.PathLike, split: str, read: Callable[[], Table]) -> Table
 
 def _digest(folder: epath.Path, split: str) -> str:
     files = [os.fspath(folder), split]
-    for name in storage.names(folder):
+    for name in storage.list_folder(folder):
         path = folder / name
-        stat = storage.attempt("read", path, path.stat)
+        stat = storage.retry("read", path, path.stat)
         files.append(f"{name} {stat.length} {stat.mtime}")
     return hashlib.sha256(json.dumps([2, files]).encode()).hexdigest()[:24]

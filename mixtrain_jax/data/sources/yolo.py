@@ -313,7 +313,7 @@ def _labels_beside(pairs: Sequence[Pair]) -> set[str]:
     pictured = {
         os.path.splitext(name)[0]
         for folder in {posixpath.dirname(path) for _, path, _ in pairs}
-        for name in storage.names(folder)
+        for name in storage.list_folder(folder)
         if not name.endswith(".txt")
     }
     return {
@@ -333,7 +333,7 @@ def _lists_a_split(path: str) -> bool:
 
 
 def _text_files(folder: str) -> list[str]:
-    return [name for name in storage.names(folder) if name.endswith(".txt")]
+    return [name for name in storage.list_folder(folder) if name.endswith(".txt")]
 
 
 def _check(

@@ -132,7 +132,7 @@ def solarize(image: tf.Tensor, level: tf.Tensor) -> tf.Tensor:
 
 
 def _factor(level: tf.Tensor) -> tf.Tensor:
-    """The weight of the image in a blend: 0.28 to 1.72."""
+    """The blend factor of a level, 0.28 to 1.72."""
     return 0.18 * tf.cast(level, tf.float32) + 0.1
 
 

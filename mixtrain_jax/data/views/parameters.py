@@ -97,6 +97,8 @@ def padded_boxes(
     Args:
       boxes: [n, 4] in the image, n <= N.
       labels: [n] int32.
+      parameters: of the view.
+      max_boxes: N.
 
     Returns:
       boxes [N, 4] float32, labels [N] int32, valid [N] bool: False too where no area is left in the

@@ -16,20 +16,20 @@ from mixtrain_jax.ops.cpu.dense import kernel_gradient_matmul, product
 _WIDE = 128  # input channels from which products pay
 
 
-def convolve(x: Array, kernel: Array, step: int) -> Array:
-    """Convolves x [B, H, W, C] with a kernel [side, side, C, channels] of odd side."""
-    side, _, channels, _ = kernel.shape
-    if side == 1:
-        return product(x[:, ::step, ::step], kernel[0, 0])
-    if step == 1 and channels >= _WIDE:
+def convolve(x: Array, kernel: Array, stride: int) -> Array:
+    """Convolves x [B, H, W, C] with a kernel [k, k, C, channels] of odd size k."""
+    kernel_size, _, channels, _ = kernel.shape
+    if kernel_size == 1:
+        return product(x[:, ::stride, ::stride], kernel[0, 0])
+    if stride == 1 and channels >= _WIDE:
         return _wide(x, kernel)
-    return _plain(x, kernel, step)
+    return _plain(x, kernel, stride)
 
 
-def _plain(x: Array, kernel: Array, step: int = 1) -> Array:
+def _plain(x: Array, kernel: Array, stride: int = 1) -> Array:
     around = [(kernel.shape[0] // 2,) * 2] * 2
     return jax.lax.conv_general_dilated(
-        x, kernel, (step, step), around, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x, kernel, (stride, stride), around, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
@@ -50,7 +50,7 @@ def _wide_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, 
         return jax.linear_transpose(lambda kernel: _plain(x, kernel), kernel)(gradient)[0]
 
     to_kernel = jax.lax.platform_dependent(
-        x, gradient, cpu=partial(kernel_gradient_matmuls, side=len(kernel)), default=by_xla
+        x, gradient, cpu=partial(kernel_gradient_matmuls, kernel_size=len(kernel)), default=by_xla
     )
     return to_input, to_kernel
 
@@ -58,24 +58,26 @@ def _wide_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, 
 _wide.defvjp(_wide_forward, _wide_backward)
 
 
-def kernel_gradient_matmuls(x: Array, gradient: Array, side: int) -> Array:
+def kernel_gradient_matmuls(x: Array, gradient: Array, kernel_size: int) -> Array:
     """The gradient of a kernel: a matrix product of the shifted input for each of its cells.
 
     Args:
       x: [B, H, W, C], the input of a convolution of stride 1.
       gradient: [B, H, W, channels], the gradient of its output.
-      side: of the kernel.
+      kernel_size: its height and width.
 
     Returns:
-      [side, side, C, channels].
+      [k, k, C, channels], k being `kernel_size`.
     """
-    around = (side // 2, side // 2)
+    around = (kernel_size // 2, kernel_size // 2)
     padded = jnp.pad(x, ((0, 0), around, around, (0, 0)))
 
     def of_cell(cell: Array) -> Array:
-        shifted = jax.lax.dynamic_slice(padded, (0, cell // side, cell % side, 0), x.shape)
+        shifted = jax.lax.dynamic_slice(
+            padded, (0, cell // kernel_size, cell % kernel_size, 0), x.shape
+        )
         return kernel_gradient_matmul(shifted, gradient)
 
     # One after the other: nine shifted copies at once would be the most memory a step takes.
-    products = jax.lax.map(of_cell, jnp.arange(side * side))
-    return products.reshape(side, side, *products.shape[1:])
+    products = jax.lax.map(of_cell, jnp.arange(kernel_size * kernel_size))
+    return products.reshape(kernel_size, kernel_size, *products.shape[1:])

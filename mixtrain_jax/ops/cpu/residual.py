@@ -15,7 +15,7 @@ from jax import Array
 
 @jax.custom_vjp
 def materialize(x: Array, size: Array) -> Array:
-    """Returns x, computed and kept at this place, and so is its gradient.
+    """Returns x; XLA computes and stores it here once, and likewise its gradient.
 
     Args:
       x: the residual stream, any shape.

@@ -3,7 +3,6 @@
 import concurrent.futures
 import dataclasses
 import hashlib
-import os
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +10,7 @@ from tqdm import tqdm
 
 from mixtrain_jax.data.sources import image_files
 from mixtrain_jax.data.sources.dataset import Dataset
+from mixtrain_jax.runtime import machine
 
 
 class Seen(NamedTuple):
@@ -50,20 +50,19 @@ class Split:
         return [row for row, seen in enumerate(self.seen) if seen.error]
 
 
-def look(dataset: Dataset, threads: int = 0, progress: bool = True) -> Split:
+def decode_all(dataset: Dataset, threads: int = 0) -> Split:
     """Reads and decodes every image of a split once.
 
     Args:
       dataset: the split.
       threads: how many images are read at once; 0: two for each core.
-      progress: show a bar on standard error.
 
     Returns:
       The split with what its files are, in the order of its rows.
     """
-    with concurrent.futures.ThreadPoolExecutor(threads or 2 * (os.cpu_count() or 1)) as pool:
+    with concurrent.futures.ThreadPoolExecutor(threads or 2 * machine.cores()) as pool:
         found = pool.map(lambda row: _see(dataset, row), range(len(dataset)))
-        bar = tqdm(found, dataset.name, len(dataset), unit=" images", disable=not progress)
+        bar = tqdm(found, dataset.name, len(dataset), unit=" images")
         return Split(dataset, list(bar))
 
 

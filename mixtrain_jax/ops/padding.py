@@ -8,17 +8,25 @@ on how a batch was put together.
 
 import jax.numpy as jnp
 
-from mixtrain_jax.ops.boxes import padded_size
 from mixtrain_jax.types import Array
 
 
-def extent(size: Array, stride: int) -> Array:
+def padded_size(size: Array) -> Array:
+    """Returns the sides of an image after the pad every image gets: the next multiples of 32.
+
+    Args:
+      size: [..., 2] int32 height and width before padding.
+    """
+    return (size + 31) // 32 * 32
+
+
+def extent(size: Array, stride: int | Array) -> Array:
     """Height and width [..., 2] of the padded size in cells of a feature map of a stride."""
     return (padded_size(size) + stride - 1) // stride
 
 
 def inside(height: int, width: int, limit: Array) -> Array:
-    """[B, height, width] bool, True in the top left limit [B, 2] (rows, columns) of each map."""
+    """[B, height, width] bool, True in the top left `limit` [B, 2] rows and columns of each map."""
     rows = jnp.arange(height) < limit[:, :1]
     columns = jnp.arange(width) < limit[:, 1:]
     return rows[:, :, None] & columns[:, None, :]
