@@ -115,11 +115,16 @@ def ask(model, weights, look):
     """Detections with the stored proposals, ratings, pseudo boxes and combined targets."""
     _, strong_size = golden.images(STRONG)
     limits = golden.facts()["thresholds"]
-    found, exact = jax.jit(
-        lambda p, look, proposals: model.apply(
-            {"params": p}, look.pyramid, look.size, proposals, method="detect"
-        )
-    )(weights[1], look, stored_proposals("teacher{}_proposals", (0, 1)))
+
+    @jax.jit
+    def detect(params, look, proposals):
+        def forward(m):
+            return m.roi_head.detect(look.pyramid, look.size, proposals)
+
+        return model.apply({"params": params}, method=forward)
+
+    proposals = stored_proposals("teacher{}_proposals", (0, 1))
+    found, exact = detect(weights[1], look, proposals)
     above = found.replace(valid=found.valid & (found.scores > limits["score_thr"]))
     human = human_boxes(STRONG)
     with released_clip():
