@@ -25,6 +25,14 @@ IN_A_BUCKET = (
 )
 
 
+# A shell that is started with Ctrl-C ignored, as in the background, goes on ignoring it.
+HEARS_CTRL_C = (
+    "import os, signal, sys\n"
+    "signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
+    "os.execvp(sys.argv[1], sys.argv[1:])\n"
+)
+
+
 def run(folder, ends, workdir=None, saves=LOCAL, **variables):
     """Runs a command that ends each time with the next (code, checkpoint it leaves or None)."""
     plan = folder / "plan.json"
@@ -77,10 +85,21 @@ def test_a_loop_that_is_asked_to_stop_starts_nothing_again(tmp_path, asked):
         "time.sleep(60)\n"
     )
     loop = subprocess.Popen(
-        ["sh", SCRIPT, tmp_path, "python3", "-S", "-c", program],
+        [
+            "python3",
+            "-S",
+            "-c",
+            HEARS_CTRL_C,
+            "sh",
+            SCRIPT,
+            tmp_path,
+            "python3",
+            "-S",
+            "-c",
+            program,
+        ],
         env={"PATH": "/usr/bin:/bin:/usr/local/bin", "PAUSE": "0"},
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell keeps ignoring
     )
     deadline = time.monotonic() + 60
     while not (tmp_path / "begun").exists() and time.monotonic() < deadline:

@@ -7,8 +7,7 @@ on how a batch was put together.
 """
 
 import jax.numpy as jnp
-
-from mixtrain_jax.types import Array
+from jax import Array
 
 
 def padded_size(size: Array) -> Array:

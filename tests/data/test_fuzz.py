@@ -97,7 +97,7 @@ def _check(dataset: Dataset, max_boxes: int) -> None:
     total = sum(map(len, dataset.boxes))
     skipped = sum(
         int(line.split(": ")[1].split()[0])
-        for line in dataset.report.splitlines()
+        for line in dataset.report.text.splitlines()
         if line.startswith("  not trained on")
     )
     assert total + skipped >= len(dataset.ground_truth["annotations"])

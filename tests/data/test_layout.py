@@ -219,7 +219,7 @@ def test_layouts(tmp_path, write, source, splits):
     if len(splits) == 1:
         assert names["train"] | names["val"] == {str(n) for n in range(9)}
         assert not names["train"] & names["val"] and names["train"] and names["val"]
-        assert "are set apart as val" in sets["train"].report
+        assert "are set apart as val" in sets["train"].report.text
     else:
         assert names == {"train": {str(n) for n in range(6)}, "val": {"6", "7", "8"}}
     x, y, w, h = BOX

@@ -46,8 +46,7 @@ def rated(monkeypatch, which, matrix):
     )  # fmt: skip
     stub = types.SimpleNamespace(
         features=lambda image, size, keys: (jnp.zeros([1, 2, 2, 1]),),
-        proposals=lambda pyramid, size: None,
-        detect=lambda pyramid, size, proposals: (found, jnp.ones(1, bool)),
+        detect=lambda pyramid, size: (found, jnp.ones(1, bool)),
         score_boxes=score_boxes,
     )
     monkeypatch.setattr(teaching, "bind", lambda model, params: stub)

@@ -168,7 +168,7 @@ def test_boxes_are_rated_by_all_stages():
         halved = (0.5 + stage) / (1 + stage)  # the second stage's stds are half of the first's
         return decoded(roi, [halved] * 4)
 
-    chances, boxes = head.apply({}, (), SIZE, jnp.array(box)[None, None], method="rate")
+    chances, boxes = head.apply({}, (), SIZE, jnp.array(box)[None, None], method="score_and_refine")
     logits = np.array([1.5, 1, 0.5, 0])
     np.testing.assert_allclose(chances[0, 0], np.exp(logits) / np.exp(logits).sum(), rtol=1e-5)
     np.testing.assert_allclose(boxes[0, 0], drawn(drawn(box, 0), 1), atol=1e-3)

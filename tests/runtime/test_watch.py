@@ -69,7 +69,7 @@ def test_one_that_waits_for_the_images_of_others_is_not_the_one_that_is_stuck():
     run.go(5)
     run.go(1, step=6, doing="waiting for images")
     for number in (0, 2):
-        run.words[number] = dataclasses.replace(run.words[number], doing=watch.FOR_OTHERS)
+        run.heartbeats[number] = dataclasses.replace(run.heartbeats[number], doing=watch.FOR_OTHERS)
     verdict = run.go(MINUTE + 2, moving=())
     assert verdict.code == STALLED
     assert str(verdict).startswith("host 1 (vm-1) is stuck, waiting for images at step 6, for 1 ")
@@ -77,11 +77,11 @@ def test_one_that_waits_for_the_images_of_others_is_not_the_one_that_is_stuck():
 
 def test_what_a_process_waits_for_is_no_going_on():
     own = watch.Watch()
-    own.at(7, "waiting for images")
-    before = own._word
+    own.report(7, "waiting for images")
+    before = own._heartbeat
     assert before.moved == 1
-    own.waits(watch.FOR_OTHERS)
-    assert own._word == dataclasses.replace(before, doing=watch.FOR_OTHERS)
+    own.report_waiting(watch.FOR_OTHERS)
+    assert own._heartbeat == dataclasses.replace(before, doing=watch.FOR_OTHERS)
 
 
 def test_all_stuck_together_says_so():
@@ -146,9 +146,9 @@ def test_one_line_says_why_a_process_ends(monkeypatch, capsys):
 def test_the_watch_ends_when_the_run_does():
     own = watch.Watch()
     own.start()
-    own.at(3)
+    own.report(3)
     own.finish()
-    assert not own._thread.is_alive() and own._word.doing == watch.FINISHED
+    assert not own._thread.is_alive() and own._heartbeat.doing == watch.FINISHED
     own.finish()
 
 
