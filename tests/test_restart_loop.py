@@ -108,6 +108,23 @@ def test_a_loop_that_is_asked_to_stop_starts_nothing_again(tmp_path, asked):
     assert loop.wait(timeout=30) == 75
 
 
+def test_a_loop_that_is_asked_while_it_lists_checkpoints_starts_nothing(tmp_path):
+    (tmp_path / "bin").mkdir()
+    slow = tmp_path / "bin" / "ls"
+    slow.write_text(f"#!/bin/sh\ntouch {tmp_path}/listing\nsleep 1\n")
+    slow.chmod(0o755)
+    loop = subprocess.Popen(
+        ["sh", SCRIPT, tmp_path, "touch", tmp_path / "begun"],
+        env={"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "PAUSE": "0"},
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "listing").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    loop.terminate()
+    assert loop.wait(timeout=30) == 75
+    assert not (tmp_path / "begun").exists()
+
+
 def test_a_bucket_that_cannot_be_listed_is_told_at_once(tmp_path):
     (tmp_path / "bin").mkdir()
     gcloud = tmp_path / "bin" / "gcloud"

@@ -104,8 +104,8 @@ def main() -> int:
         try:
             found = largest(case, flags) if search else in_own_process(case, flags)
         except (UserError, MemoryError) as problem:
-            what = "does not fit into memory" if isinstance(problem, MemoryError) else problem
-            print(f"error: {case}: {what}", file=sys.stderr, flush=True)
+            what = problem if isinstance(problem, UserError) else f"case {case} needs more memory"
+            print(f"error: {what}", file=sys.stderr, flush=True)
             failed.append(case)
             continue
         for kind, rows in found.items():
@@ -145,7 +145,7 @@ def in_own_process(case: str, flags: argparse.Namespace, batch: int = 0) -> dict
     if "RESOURCE_EXHAUSTED" in done.stderr:
         raise MemoryError(done.stderr)
     print(done.stderr, file=sys.stderr)
-    raise UserError("it failed, as said above")
+    raise UserError(f"case {case} failed, as said above")
 
 
 def largest(case: str, flags: argparse.Namespace) -> dict[str, Any]:

@@ -45,6 +45,9 @@ def convert(
     """
     if storage.is_directory(output) and storage.list_folder(output):
         raise UserError(f"--output={output} is not empty; choose another folder")
+    for place in (folder, output) if images == "link" else ():
+        if not storage.is_local(place):
+            raise UserError(f"{place}: a bucket knows no links; --images=copy copies")
     found = layout.find(folder)
     data = load.override_all(recipes.base(), found.overrides | {"data.val_share": "0"}).data
     tables: dict[str, Annotations] = {}
@@ -53,9 +56,9 @@ def convert(
         table = read_annotations(data, part)
         table, reading = headers.complete(table, exif, split, data.white)
         table = table if images == "none" else _with_images(table)
-        if to == "yolo":
+        if to == "yolo" and found.source != "yolo":
             table = _of_known_size(table, reading.exif)
-        if to == "yolo" and reading.exif == "stored":
+        if to == "yolo" and reading.exif == "stored" and headers.any_turned(table):
             table.findings.add(
                 WARNING,
                 [split],
@@ -87,11 +90,8 @@ def _with_images(table: Annotations) -> Annotations:
 
 def _of_known_size(table: Annotations, exif: Exif) -> Annotations:
     """The images whose files are as large as declared, as YOLO declares no sizes."""
-    other = [
-        row
-        for row in range(len(table))
-        if (size := headers.size_of(table, row, exif)) and size != tuple(table.sizes[row].tolist())
-    ]
+    sizes = headers.sizes(table, exif)
+    other = [row for row, size in sizes.items() if size != tuple(table.sizes[row].tolist())]
     if not other:
         return table
     table.findings.add(

@@ -52,7 +52,7 @@ WELL_DRAWN = 0.75  # IoU with the truth of a box that needs no mending
 class Tally:
     """Counts over images.
 
-    `before` and `after` sum IoU with the truth of human boxes that a found one stands in for, those
+    `before` and `after` sum IoU with the truth of human boxes that a found one replaces, those
     that are replaced and those that are dropped beside it; `kept_before` and `kept_after` that of
     the kept ones as people and as the teacher drew them.
     """

@@ -23,10 +23,12 @@ newest() {
   esac | sed 's:/commit_success.txt$::; s:.*/::' | grep -E '^[0-9]+$' | sort -n | tail -n 1
 }
 vain=0
+code=75
 stop=
 trap 'stop=1' INT TERM
 while :; do
   before=$(newest)
+  [ -z "$stop" ] || exit $code
   "$@"
   code=$?
   case $code in
@@ -39,6 +41,6 @@ while :; do
     echo "error: started three times without a new checkpoint in $workdir; it is not started again" >&2
     exit $code
   fi
-  sleep "${PAUSE:-60}"
-  [ -z "$stop" ] || exit $code
+  sleep "${PAUSE:-60}" &
+  wait $!
 done

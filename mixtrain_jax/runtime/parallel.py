@@ -175,9 +175,8 @@ def collect(entries: list[Any]) -> list[Any]:
     """Joins the hosts' lists of plain JSON values in the hosts' order; every host gets all."""
     if jax.process_count() == 1:
         return entries
-    watch.report_waiting(
-        watch.FOR_OTHERS
-    )  # here, and not in a sum over devices, which gives up sooner
+    # Here, and not in a sum over devices, which gives up sooner.
+    watch.report_waiting(watch.FOR_OTHERS)
     hosts.from_all("collect", True)
     watch.report_waiting("computing")
     text = np.frombuffer(json.dumps(entries).encode(), np.uint8)

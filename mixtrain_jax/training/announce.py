@@ -68,7 +68,10 @@ def announce_run(
 
 
 def describe_padding(config: Any, train: Dataset) -> str:
-    """Says for each bucket how often views are padded to it, and how much of it is padding."""
+    """Says for each bucket how often views are padded to it, and how much of it is padding.
+
+    Before lone shapes join others, see `plan.Stream`.
+    """
     sizes = [(int(height), int(width)) for height, width in config.data.train.buckets]
     all_views = buckets.Views(train.sizes, config.data.train)
     count, area = np.zeros(len(sizes)), np.zeros(len(sizes))

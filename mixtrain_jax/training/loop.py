@@ -85,10 +85,14 @@ def train(
     else:
         if not from_scratch:
             warm_start.require_weights(config)
-        weights = warm_start.initial_parameters(
-            model, config.seed, config.init_from, train_set.categories, config
+        start, host_state = (
+            0,
+            fresh(
+                warm_start.initial_parameters(
+                    model, config.seed, config.init_from, train_set.categories, config
+                )
+            ),
         )
-        host_state, start = fresh(weights), 0
     sets = [train_set] if val_set is None else [train_set, val_set]
     agreement.check(config, sets, start, host_state)
     state: TrainState = parallel.replicate(host_state)

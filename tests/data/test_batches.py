@@ -296,3 +296,24 @@ def test_two_copies_of_an_image_in_a_step_are_told_apart(dataset, config):
     both = jax.tree.map(lambda *halves: np.concatenate(halves), batch.normal, batch.strong)
     keys = jax.random.key_data(image_keys(jax.random.key(0), both))
     assert len(np.unique(keys, axis=0)) == 16
+
+
+@pytest.mark.parametrize(
+    ("sizes", "free", "expected"),
+    [
+        ([(480, 640)] * 500, 64, 16),
+        ([(480, 640)] * 500 + [(10_000, 10_000)], 64, 16),  # one is held once
+        ([(3000, 4000)] * 500, 64, 16),
+        ([(3000, 4000)] * 500, 8, 2),
+        ([(10_000, 10_000)] * 500, 8, 1),
+        ([(10_000, 10_000)] * 500, None, 16),
+        ([(2**31 - 1, 2**31 - 1)] * 3, 64, 1),
+        ([(0, 0)] * 3, 64, 16),
+        ([], 64, 16),
+    ],
+)
+def test_fewer_large_images_are_prepared_at_once(monkeypatch, caplog, sizes, free, expected):
+    monkeypatch.setattr(batches.machine, "cores", lambda: 16)
+    monkeypatch.setattr(batches.machine, "free_memory", lambda: free and free * 2**30)
+    assert batches.default_workers(np.array(sizes, np.int32).reshape(-1, 2)) == expected
+    assert ("The images are large" in caplog.text) == (expected < 16)

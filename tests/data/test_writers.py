@@ -118,6 +118,9 @@ def test_yolo_cannot_say_that_images_are_not_turned(tmp_path, exif):
     cases.turned([6, 8, 5, 7], "stored", "stored")(tmp_path / "a")
     told = "\n".join(convert(str(tmp_path / "a"), "yolo", epath.Path(tmp_path / "b"), "copy", exif))
     assert ("train on it with --config.data.exif=stored" in told) == (exif == "auto")
+    cases.coco(tmp_path / "plain")
+    told = convert(str(tmp_path / "plain"), "yolo", epath.Path(tmp_path / "c"), "none", "stored")
+    assert not any("data.exif=stored" in line for line in told)  # none is turned
     overrides = own_data.of_folder(
         str(tmp_path / "b"), {"data.val_share": "0", "data.exif": "stored"}
     )
@@ -141,9 +144,10 @@ def test_images_of_another_size_are_left_out_where_sizes_are_not_kept(tmp_path, 
 
 def test_copies_and_no_links_come_into_a_bucket(tmp_path, bucket):
     cases.coco(tmp_path / "a")
+    target = epath.Path("gs://bucket/copied")
     with pytest.raises(UserError, match="a bucket knows no links; --images=copy copies"):
-        convert(str(tmp_path / "a"), "yolo", epath.Path("gs://bucket/linked"), "link")
-    convert(str(tmp_path / "a"), "yolo", epath.Path("gs://bucket/copied"), "copy")
+        convert(str(tmp_path / "a"), "yolo", target, "link")
+    convert(str(tmp_path / "a"), "yolo", target, "copy")
     names = bucket.names("copied/images/train/")
     assert len(names) == cases.COUNT
     for name in names:

@@ -25,12 +25,12 @@ def looks(*views):
     return [teaching.teacher_predictions(None, None, view, view) for view in views]
 
 
-def least_score(config, *views):
+def score_threshold(config, *views):
     return judging.find_score_threshold(None, None, looks(*views), config, one)
 
 
 def test_threshold_is_the_constant_or_where_the_mirrored_view_agrees(detector):
-    assert least_score(config(pseudo_score_threshold=0.25)) == np.float32(0.25)
+    assert score_threshold(config(pseudo_score_threshold=0.25)) == np.float32(0.25)
     places = [[0, 3 * n, 4, 3 * n + 3] for n in range(20)]
     mirrored = [[36, 3 * n, 40, 3 * n + 3] for n in range(20)]
     scores = [0.955 - 0.04 * n for n in range(20)]
@@ -39,14 +39,14 @@ def test_threshold_is_the_constant_or_where_the_mirrored_view_agrees(detector):
     detector["mirrored"] = detections(mirrored, labels, [0.1] * 20)
     # 11 of the first 12 agree and no more after: 11 of 13, 11 of 14, ..., 11 of 20
     for share, expected in ((0.9, 0.48), (0.8, 0.44), (0.55, 0.0), (1.0, 1.0)):
-        least = least_score(config(auto_agreement=share), view([], []))
+        least = score_threshold(config(auto_agreement=share), view([], []))
         assert least == pytest.approx(expected)
     human = view(places[:11], [0] * 11)  # the others are nine, too few to tell
-    assert least_score(config(auto_agreement=0.1), human) == 1
+    assert score_threshold(config(auto_agreement=0.1), human) == 1
     ten = view(places[:10], [0] * 10)
-    assert least_score(config(auto_agreement=0.1), ten) == 0
+    assert score_threshold(config(auto_agreement=0.1), ten) == 0
     both = human, human  # nine in each half are enough
-    assert least_score(config(auto_agreement=0.1), *both) < 1
+    assert score_threshold(config(auto_agreement=0.1), *both) < 1
 
 
 def test_threshold_by_count_finds_at_most_a_share_of_what_people_drew(detector):
@@ -54,11 +54,11 @@ def test_threshold_by_count_finds_at_most_a_share_of_what_people_drew(detector):
     detector["upright"] = detections([[0, 0, 4, 4]] * 15, [0] * 15, scores)
     human = view([[0, 0, 4, 4]] * 4, [0] * 4)  # overlapped or not, and whatever is found
     for count, found in ((0.5, 2), (0.7, 2), (1.0, 4), (2.0, 8), (10.0, 15)):
-        least = least_score(config(auto_count=count), human)
+        least = score_threshold(config(auto_count=count), human)
         assert sum(score > least for score in scores) == found
-    both = least_score(config(auto_count=0.5), human, view([], []))
+    both = score_threshold(config(auto_count=0.5), human, view([], []))
     assert both == pytest.approx(0.91)  # what the first half finds, the other finds too
-    assert least_score(config(auto_count=0.5), view([], [])) == 0.96
+    assert score_threshold(config(auto_count=0.5), view([], [])) == 0.96
 
 
 @pytest.mark.parametrize("mend_normal", [True, False])
@@ -69,9 +69,8 @@ def test_the_normal_half_counts_for_the_threshold_where_it_is_mended(detector, m
     made = judging.compute_criteria(
         SimpleNamespace(num_classes=2), None, *both, config(**fields), one
     )
-    assert (
-        made.score_threshold < 0.9
-    ) == mend_normal  # two are found; none is drawn in the mixed half
+    # Two are found; none is drawn in the mixed half.
+    assert (made.score_threshold < 0.9) == mend_normal
 
 
 def test_threshold_by_count_is_of_balanced_scores(detector):
@@ -243,7 +242,7 @@ def test_given_an_object_classes_add_up_to_one_however_sure_the_teacher_is_of_ba
     np.testing.assert_allclose(chances[0, 0], jax.nn.softmax(logits[0, 0, :2]), rtol=1e-5)
 
 
-def test_agrees_keeps_what_the_mirrored_view_has_too(detector):
+def test_found_in_mirror_keeps_what_the_mirrored_view_has_too(detector):
     upright = [[0, 10, 10, 20], [20, 10, 30, 20], [5, 40, 15, 50], [30, 50, 40, 60]]
     found = detections(upright, [0, 1, 0, 1], [0.9, 0.8, 0.7, 0.6])
     # mirrored in 40 columns: the first is there, the second in another class, the third shifted
@@ -256,7 +255,7 @@ def test_agrees_keeps_what_the_mirrored_view_has_too(detector):
         np.testing.assert_array_equal(kept[0], expected)
 
 
-def test_agrees_mirrors_within_the_image_and_leaves_the_padding(monkeypatch):
+def test_found_in_mirror_mirrors_within_the_image_and_leaves_the_padding(monkeypatch):
     stub = Stub()
     stub.found["mirrored"] = detections(np.zeros((1, 4)), [0], [0.0])
     monkeypatch.setattr(teaching, "bind", lambda model, params: stub)

@@ -187,7 +187,7 @@ def test_kept_boxes_are_drawn_anew_where_the_teacher_finds_them(detector):
     np.testing.assert_array_equal(output.human.boxes, strong.boxes)  # as people drew them
 
 
-def test_without_a_share_the_opinion_is_the_soft_background(detector):
+def test_without_a_share_the_answer_is_the_soft_background(detector):
     detector["probabilities"] = jnp.array([[[0.7, 0.2, 0.1]]])
     human = view([[0, 0, 10, 10]], [0])
     detector["upright"] = detections(np.zeros((0, 4)), [], [])

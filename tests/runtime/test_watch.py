@@ -16,20 +16,20 @@ class Run:
     """Three processes and the judge of the first, look after look."""
 
     def __init__(self, patience=0.0):
-        self.judge = StallDetector(0, patience)
+        self.stalls = StallDetector(0, patience)
         self.heartbeats = {number: Heartbeat(name=f"vm-{number}") for number in range(3)}
         self.ended = {}
 
     def go(self, looks, moving=(0, 1, 2), speaking=(0, 1, 2), step=None, **changes):
         """Lets some speak and move for so many looks; returns the first verdict."""
         for _ in range(looks):
-            for number, word in self.heartbeats.items():
-                new = {"beat": word.beat + 1} if number in speaking else {}
+            for number, last in self.heartbeats.items():
+                new = {"beat": last.beat + 1} if number in speaking else {}
                 if number in moving:
-                    at = word.step + 1 if step is None else step
-                    new |= {"moved": word.moved + 1, "step": at} | changes
-                self.heartbeats[number] = dataclasses.replace(word, **new)
-            verdict = self.judge.judge(self.heartbeats, self.ended)
+                    at = last.step + 1 if step is None else step
+                    new |= {"moved": last.moved + 1, "step": at} | changes
+                self.heartbeats[number] = dataclasses.replace(last, **new)
+            verdict = self.stalls.judge(self.heartbeats, self.ended)
             if verdict is not None:
                 return verdict
         return None

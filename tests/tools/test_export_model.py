@@ -54,6 +54,7 @@ def test_boxes_are_ours_in_a_process_that_has_only_jax(tmp_path):
     # Boxes that differ from image to image, and scores far enough apart to have one order.
     params["roi_head"]["head0"]["logits"]["kernel"] *= 20
     meta = {"categories": [{"id": i, "name": name} for i, name in enumerate(CLASSES, 5)]}
+    meta["exif"], config.data.white = "stored", 4095  # as of a run on such images
     checkpoint.save_weights(tmp_path / "weights", params, meta=meta)
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (*size, 3)).astype(np.uint8) for size in SIZES]
@@ -69,6 +70,8 @@ def test_boxes_are_ours_in_a_process_that_has_only_jax(tmp_path):
         model = json.loads(archive.read("model.json"))
     assert model["classes"] == list(CLASSES) and model["category_ids"] == [5, 6, 7]
     assert model["platforms"] == ["cpu", "cuda", "tpu"]
+    reading = {name: model["preprocessing"][name] for name in ("exif", "white")}
+    assert reading == {"exif": "as stored", "white": 4095}
 
     done = subprocess.run(
         [sys.executable, "-c", ALONE], cwd=tmp_path, capture_output=True, text=True, check=False

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 
 from mixtrain_jax.data.input import buckets, plan
@@ -208,15 +209,25 @@ def eval_batches(
 
 
 def default_workers(sizes: np.ndarray) -> int:
-    """As many as there are cores, or fewer where large images would fill the memory.
+    """As many as there are cores; fewer where as many of the largest images would fill the memory.
 
     Args:
       sizes: [N, 2] height and width of the images.
     """
-    largest, free = sizes.astype(np.int64).prod(axis=1).max(initial=1), machine.free_memory()
+    cores, free = machine.cores(), machine.free_memory()
     if free is None:
-        return machine.cores()
-    return int(min(machine.cores(), max(1, free // 4 // (BYTES_OF_PIXEL * largest))))
+        return cores
+    largest = np.sort(sizes.astype(np.float64).prod(axis=1))[::-1][:cores]
+    fitting = int((BYTES_OF_PIXEL * np.cumsum(largest) <= free / 4).sum())
+    if fitting == len(largest):
+        return cores
+    logging.warning(
+        "The images are large: %d are prepared at once, where there are %d cores; "
+        "config.data.workers sets another number.",
+        max(1, fitting),
+        cores,
+    )
+    return max(1, fitting)
 
 
 _IMAGE = tf.TensorSpec([None, None, 3], tf.uint8)

@@ -24,6 +24,7 @@ from mixtrain_jax.errors import UserError
 
 LOOKED_AT = 4000
 UNREADABLE = "image files that cannot be read"  # what is said of them
+TURNED = "images are turned by EXIF"  # likewise
 _DEEP_LOOKED_AT = 50
 _WHITES = (255, 1023, 4095, 16383, 65535)
 _SLACK = 1.5  # pixels that a box may reach out of its image by rounding
@@ -128,10 +129,15 @@ def header(table: Annotations, row: int) -> Header:
         return Header(error=image_files.why(error))
 
 
-def size_of(table: Annotations, row: int, exif: Exif) -> tuple[int, int] | None:
-    """Height and width of a row's image as the set's rule shows it; None if it cannot be read."""
-    found = header(table, row)
-    return None if found.error else _seen(found, exif)
+def sizes(table: Annotations, exif: Exif) -> dict[int, tuple[int, int]]:
+    """Height and width of all images that can be read, by row, as the set's rule shows them."""
+    found = enumerate(_headers(table, np.arange(len(table))))
+    return {row: _seen(header, exif) for row, header in found if not header.error}
+
+
+def any_turned(table: Annotations) -> bool:
+    """Whether `complete` has found images that EXIF turns."""
+    return any(TURNED in finding.text for finding in table.findings)
 
 
 def _empty(table: Annotations, row: int) -> bool:
@@ -165,7 +171,7 @@ def _exif(table: Annotations, good: dict[int, Header], exif: Exif) -> Exif:
     table.findings.add(
         NOTE,
         [table.files[row] for row in turned],
-        f"images are turned by EXIF; all are taken {how}: {reason}",
+        f"{TURNED}; all are taken {how}: {reason}",
         of="",
     )
     return exif

@@ -210,7 +210,8 @@ def _place(table: Annotations, names: Sequence[str], folder: epath.Path, images:
             raise UserError(f"{target} is there already; choose another --output")
         of_file = bool(table.paths) and storage.is_local(table.paths[row])
         if images == "link" and table.paths and not (of_file and storage.is_local(target)):
-            raise UserError(f"{target}: a bucket knows no links; --images=copy copies")
+            where = target if of_file else table.paths[row]
+            raise UserError(f"{where}: a bucket knows no links; --images=copy copies")
         try:
             if not (of_file and storage.is_local(target)):
                 storage.write(target, table.content(row))
