@@ -2,9 +2,9 @@
 
 MixTraining, sections 3.2 and 3.3: a human box the teacher rates too low is too hard under strong
 augmentation and is left out; one that overlaps a pseudo box is replaced by it; pseudo boxes that
-overlap no human box are missing labels found. Beyond the paper, boxes rated
-above `replace_score_threshold` stay, and a pseudo box that overlaps one of these replaces none.
-Static shapes: N human and P pseudo slots, joined and masked.
+overlap no human box are missing labels found. Beyond the paper, boxes rated above
+`replace_score_threshold` stay, and a pseudo box that overlaps one of these replaces none. Static
+shapes: N human and P pseudo slots, joined and masked.
 """
 
 from typing import Any, NamedTuple

@@ -85,13 +85,11 @@ def train(
     else:
         if not from_scratch:
             warm_start.require_weights(config)
-        start, host_state = (
-            0,
-            fresh(
-                warm_start.initial_parameters(
-                    model, config.seed, config.init_from, train_set.categories, config
-                )
-            ),
+        start = 0
+        host_state = fresh(
+            warm_start.initial_parameters(
+                model, config.seed, config.init_from, train_set.categories, config
+            )
         )
     sets = [train_set] if val_set is None else [train_set, val_set]
     agreement.check(config, sets, start, host_state)

@@ -98,12 +98,9 @@ def test_voc_has_whole_pixels(tmp_path):
 
 def test_two_classes_of_one_name_stay_two_in_voc(tmp_path):
     cases.coco(tmp_path / "a")
-    for split in cases.SPLITS:
-        file = tmp_path / "a" / "annotations" / f"{split}.json"
-        content = json.loads(file.read_text())
-        for category in content["categories"]:
-            category["name"] = "plate"
-        file.write_text(json.dumps(content))
+    cases.edit(lambda content: [c.update(name="plate") for c in content["categories"]] and None)(
+        tmp_path / "a"
+    )
     labels = [each.tolist() for each in read(tmp_path / "a").labels]
     assert len({label for each in labels for label in each}) == 2
     convert(str(tmp_path / "a"), "voc", epath.Path(tmp_path / "b"), "copy")
@@ -177,12 +174,10 @@ def test_splits_of_other_classes_are_not_mixed(tmp_path):
 def test_names_with_a_folder_of_images_are_found_again_in_yolo(tmp_path):
     """As Label Studio writes them."""
     cases.coco(tmp_path / "a")
+    cases.images(lambda image: image.update(file_name=f"images/{image['file_name']}"))(
+        tmp_path / "a"
+    )
     for split in cases.SPLITS:
-        file = tmp_path / "a" / "annotations" / f"{split}.json"
-        content = json.loads(file.read_text())
-        for image in content["images"]:
-            image["file_name"] = f"images/{image['file_name']}"
-        file.write_text(json.dumps(content))
         (tmp_path / "a" / split).rename(tmp_path / "a" / "images")
         (tmp_path / "a" / split).mkdir()
         (tmp_path / "a" / "images").rename(tmp_path / "a" / split / "images")

@@ -280,6 +280,7 @@ class _Pipelines:
     read_errors: ReadErrors
 
     def __post_init__(self) -> None:
+        self._workers = self.data.workers or default_workers(self.dataset.sizes)
         augment = self.data.augment
         self._render = _traced(
             self.data.channels, augment.min_posterize_bits, augment.released_augmentation
@@ -291,7 +292,6 @@ class _Pipelines:
         A load comes with the number of its views; it gives a tuple of so many dictionaries of
         View's fields.
         """
-        workers = self.data.workers or default_workers(self.dataset.sizes)
 
         def views(what: tf.Tensor, bucket: tf.Tensor) -> tuple[Any, ...]:
             return tuple(
@@ -300,14 +300,14 @@ class _Pipelines:
             )
 
         options = tf.data.Options()
-        options.threading.private_threadpool_size = workers
+        options.threading.private_threadpool_size = self._workers
         options.autotune.enabled = False
         job = (tf.TensorSpec([len(loads)], tf.int64), tf.TensorSpec([], tf.int32))
         return (
             tf.data.Dataset.from_generator(jobs, output_signature=job)
             .map(
                 tf.autograph.experimental.do_not_convert(views),
-                num_parallel_calls=workers,
+                num_parallel_calls=self._workers,
                 deterministic=True,
             )
             .batch(batch, drop_remainder=True)

@@ -119,17 +119,15 @@ class Stream:
         the other buckets that they fit.
         """
         bucket = bucket.copy()
-        fits = self._fits[self._kind[rows]] > 0
         counts = np.bincount(bucket, minlength=len(self.buckets))
         for b in np.flatnonzero((counts > 0) & (counts < self._batch)):
             now = np.bincount(bucket, minlength=len(self.buckets))
-            company = np.flatnonzero((now >= 2 * self._batch)[bucket] & fits[:, b])
-            company = company[: self._batch - counts[b]]
-            if counts[b] + len(company) == self._batch:
-                bucket[company] = b
-            elif self._lonely[b]:
+            fitting = (now >= 2 * self._batch)[bucket] & (self._fits[self._kind[rows], b] > 0)
+            company = np.flatnonzero(fitting)[: self._batch - counts[b]]
+            if self._lonely[b] and counts[b] + len(company) < self._batch:
                 own = np.flatnonzero(bucket == b)
-                fullness = np.where(fits[own] & ~self._lonely, now, 0)
+                fits = self._fits[self._kind[rows[own]]] > 0
+                fullness = np.where(fits & ~self._lonely, now, 0)
                 bucket[own] = np.where(fullness.any(axis=1), fullness.argmax(axis=1), b)
             else:
                 bucket[company] = b
