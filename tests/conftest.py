@@ -1,4 +1,8 @@
-"""Settings all tests share: JAX on the CPU with a compilation cache, and skips that can fail."""
+"""Settings all tests share: JAX on the CPU with a compilation cache, and skips that can fail.
+
+MIXTRAIN_TEST_PLATFORM=cuda runs tests on a GPU (docs/benchmarks.md says which of them make sense
+there).
+"""
 
 import ctypes
 import gc
@@ -10,7 +14,7 @@ import textwrap
 from collections.abc import Callable
 from importlib.metadata import version
 
-os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_PLATFORMS"] = os.environ.get("MIXTRAIN_TEST_PLATFORM", "cpu")
 os.environ["EPATH_USE_TF"] = "false"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
@@ -23,7 +27,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES", "none")
 # Compiling takes most of the tests' time; what is compiled runs for moments. MIXTRAIN_AS_USERS=1,
 # as `make test` sets it for golden tests and commands, compiles as users have it.
 os.environ.setdefault("XLA_FLAGS", "")
-if os.environ.get("MIXTRAIN_AS_USERS") != "1":
+if os.environ.get("MIXTRAIN_AS_USERS") != "1" and os.environ["JAX_PLATFORMS"] == "cpu":
     os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
     if version("jax").startswith("0.10."):  # later ones end at this flag: they have no other way
         os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"

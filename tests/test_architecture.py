@@ -70,6 +70,29 @@ def test_tensorflow_is_imported_by_the_data_modules_only():
             ]
 
 
+WITHOUT_TENSORFLOW = """
+import importlib, pkgutil, sys
+
+sys.modules["tensorflow"] = None  # its import fails
+import mixtrain_jax
+
+for name in ("models", "ops", "mixtraining", "config"):
+    for module in pkgutil.walk_packages([f"mixtrain_jax/{name}"], f"mixtrain_jax.{name}."):
+        importlib.import_module(module.name)
+for name in ("mixtrain_jax.training.update", "mixtrain_jax.runtime.checkpoint", "tools.benchmark",
+             "tools.benchmarks.models", "tools.compare_devices", "tools.convert_torch"):
+    importlib.import_module(name)
+print("all")
+"""
+
+
+def test_models_and_the_step_need_no_tensorflow():
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TENSORFLOW], cwd=load.ROOT, capture_output=True, text=True
+    )
+    assert done.stdout == "all\n", done.stderr
+
+
 def test_pages_know_no_models():
     for path in (PACKAGE / "pages").glob("*.py"):
         assert not [name for name in imports(path) if ".models" in name or name.endswith(".View")]

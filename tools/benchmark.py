@@ -5,10 +5,10 @@ python tools/benchmark.py --cases=cascade_mixed,ops --json=found.json
 python tools/benchmark.py --cases=cascade_mixed --batch=32 --profile=traces
 
 Cases: swin, cascade, faster_r50 (forward and inference); cascade_plain, cascade_mixed,
-faster_r50_plain (training steps); ops (each operation alone); input, padding, scoring, start,
-annotations (the host's work; these need TensorFlow, and input OpenCV); torch (torchvision, where it
-is installed). Only when asked for: objects365 (annotations of that size; 8 GB of disk).
-Each runs in a process of its own. On CPU models compute in float32 at the sizes of
+faster_r50_plain, faster_r50_mixed (training steps); ops (each operation alone); input, padding,
+scoring, start, annotations (the host's work; these need TensorFlow, and input OpenCV); torch
+(torchvision, where it is installed). Only when asked for: objects365 (annotations of that size;
+8 GB of disk). Each runs in a process of its own. On CPU models compute in float32 at the sizes of
 docs/benchmarks.md; on accelerators in bfloat16 at 800x1344, and where no --batch is given training
 takes the largest of a few batches that fits.
 """
@@ -194,10 +194,12 @@ def _in_milliseconds(rows: list[measure.Row]) -> list[measure.Row]:
 def ratio(rows: list[measure.Row]) -> dict[str, list[measure.Row]]:
     """MixTraining's step over the plain one, where both were measured, for each student picture."""
     each = {row["case"]: row["median"] / row["batch"] for row in rows}
-    plain, mixed = (each.get(models.CASES[f"cascade_{k}"].title) for k in ("plain", "mixed"))
-    if plain is None or mixed is None:
-        return {}
-    return {"ratio": [{"case": "Cascade Swin-S MixTraining step", "ratio": mixed / plain}]}
+    found = []
+    for name in ("cascade", "faster_r50"):
+        plain, mixed = (models.CASES[f"{name}_{kind}"].title for kind in ("plain", "mixed"))
+        if {plain, mixed} <= each.keys():
+            found.append({"case": mixed, "ratio": each[mixed] / each[plain]})
+    return {"ratio": found} if found else {}
 
 
 def markdown(rows: list[measure.Row], columns: list[tuple[str, str, str]]) -> str:

@@ -6,13 +6,14 @@ import pytest
 import tensorflow as tf
 
 from mixtrain_jax.data.views import color, geometry
+from mixtrain_jax.data.views.warp import warp
 
 GOLDEN = np.load(pathlib.Path(__file__).parents[1] / "golden" / "pipeline.npz")
 IMAGE = np.random.default_rng(0).integers(0, 256, (37, 53, 3), np.uint8)
 
 
 def _warp(image, matrix, size):
-    pixels, inside = geometry.warp(
+    pixels, inside = warp(
         tf.constant(image), tf.constant(matrix, tf.float32), tf.constant(size, tf.int32)
     )
     return pixels.numpy(), inside.numpy()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -138,7 +139,7 @@ def _flop(jaxpr: Any) -> float:
         elif name == "cond":
             total += max(_flop(branch.jaxpr) for branch in params["branches"])
         elif name != "while":
-            for inner in jax.core.jaxprs_in_params(params):
+            for inner in jax.extend.core.jaxprs_in_params(params):
                 total += _flop(inner)
     return total
 

@@ -3,8 +3,9 @@
 from typing import Any
 
 from mixtrain_jax.data.tensorflow import tf
-from mixtrain_jax.data.views import color, geometry
+from mixtrain_jax.data.views import color
 from mixtrain_jax.data.views.parameters import ViewParameters
+from mixtrain_jax.data.views.warp import warp
 
 
 def render(
@@ -32,7 +33,7 @@ def render(
     )
     if config.channels == "bgr":
         image = tf.reverse(image, [2])
-    pixels, seen = geometry.warp(image, parameters.matrix, parameters.size)
+    pixels, seen = warp(image, parameters.matrix, parameters.size)
     h, w = parameters.size[0], parameters.size[1]
     y1, x1, y2, x2 = tf.unstack(parameters.holes[..., None], axis=1)
     rows = tf.cast((tf.range(h) >= y1) & (tf.range(h) < y2), tf.float32)

@@ -1,0 +1,63 @@
+"""The benchmark counts what it says, and measures a step of a small detector."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mixtrain_jax.config import load
+from tests.mixtraining import small
+from tools import benchmark
+from tools.benchmarks import measure, models
+
+
+def of_shapes(function, *shapes):
+    return 1e9 * measure.gflop(function, *(np.ones(shape, np.float32) for shape in shapes))
+
+
+def test_a_product_and_a_convolution_are_counted():
+    assert of_shapes(jnp.matmul, (3, 5), (5, 7)) == 2 * 3 * 5 * 7
+    conv = jax.jit(lambda x, k: jax.lax.conv(x, k, (2, 2), "SAME"))
+    assert of_shapes(conv, (1, 4, 8, 6), (9, 4, 3, 3)) == 2 * (9 * 4 * 3) * (4 * 3 * 3)
+
+
+def test_loops_and_gradients_are_counted():
+    def three(x, w):
+        return jax.lax.scan(lambda x, _: (x @ w, None), x, None, length=3)[0].sum()
+
+    forward = 3 * 2 * 4 * 5 * 5
+    assert of_shapes(three, (4, 5), (5, 5)) == forward
+    assert of_shapes(jax.grad(three, (0, 1)), (4, 5), (5, 5)) == 3 * forward
+
+    def either(x):
+        return jax.lax.cond(x[0, 0] > 0, lambda x: x @ x, lambda x: x, x)
+
+    assert of_shapes(either, (4, 4)) == 2 * 4**3
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Every case is of a tiny detector and of 64x64 images."""
+
+    config = small.config().lock()
+    monkeypatch.setattr(
+        models.configs, "load", lambda _, changes: load.override_all(config, changes)
+    )
+    monkeypatch.setattr(models, "CLASSES", small.CLASSES)
+    monkeypatch.setattr(measure, "matmul_rate", lambda: 100.0)
+    cases = {name: dataclasses.replace(case, size=(64, 64)) for name, case in models.CASES.items()}
+    monkeypatch.setattr(models, "CASES", cases)
+
+
+def test_cases_that_train_are_measured(tiny):
+    plain, mixed = (models.run(f"faster_r50_{kind}", 4, 0.1)[0] for kind in ("plain", "mixed"))
+    for row in (plain, mixed):
+        assert row["batch"] == 4 and row["runs"] >= 3 and row["goal"] is None
+        assert row["low"] <= row["median"] <= row["high"] < row["first"]
+        assert row["efficiency"] == pytest.approx(row["counted"] / row["median"] / 100)
+    assert mixed["counted"] > plain["counted"]  # the teacher's
+    (found,) = benchmark.ratio([plain, mixed])["ratio"]
+    assert found["ratio"] == mixed["median"] / plain["median"]
+    assert benchmark.ratio([plain]) == {}
