@@ -38,3 +38,19 @@ def test_kernel_gradient_by_products_is_xla_s():
     kernel = np.zeros((3, 3, 6, 4), np.float32)
     (expected,) = jax.vjp(lambda kernel: conv._plain(x, kernel), kernel)[1](gradient)
     np.testing.assert_allclose(conv.kernel_gradient_matmuls(x, gradient, 3), expected, atol=1e-4)
+
+
+def test_a_strided_product_takes_a_copy():
+    """XLA may not join the slice to the product: its compiler for GPUs can fail on that."""
+
+    def program(stride):
+        x, kernel = np.ones((1, 8, 8, 4), np.float32), np.ones((1, 1, 4, 2), np.float32)
+        return [
+            str(equation.primitive)
+            for equation in jax.make_jaxpr(lambda x, k: conv.convolve(x, k, stride))(
+                x, kernel
+            ).jaxpr.eqns
+        ]
+
+    assert "optimization_barrier" in program(2)
+    assert "optimization_barrier" not in program(1)

@@ -22,7 +22,7 @@ def in_the_way_of(way, monkeypatch, strides=STRIDES):
     """RoIAlign as on CPUs, on TPUs with tiles that cover little, or on GPUs (default)."""
     monkeypatch.setattr(module, "_ON_TPU", roi_tiles.Size(tile=12, chunk=32))
     ways = module._ways
-    monkeypatch.setattr(module, "_ways", lambda *given: {"cpu": ways(*given)[way]})
+    monkeypatch.setattr(module, "_ways", lambda *given: {"default": ways(*given)[way]})
     return jax.jit(partial(roi_align, strides=strides))
 
 
