@@ -88,15 +88,11 @@ def main() -> int:
         return 0
     here = in_own_process("machine", flags)
     cases = flags.cases.split(",") if flags.cases else default_cases(here["accelerator"])
-    strangers = [case for case in cases if case not in ALL + ASKED]
-    if strangers:
-        print(
-            f"error: no case {strangers[0]}; choose from {', '.join(ALL + ASKED)}", file=sys.stderr
-        )
-        return 2
+    if strangers := [case for case in cases if case not in ALL + ASKED]:
+        raise UserError(f"no case {strangers[0]}; choose from {', '.join(ALL + ASKED)}")
     print(here["machine"], flush=True)
     tables: dict[str, list[measure.Row]] = {}
-    failed = []
+    failed: list[str] = []
     for case in cases:
         search = here["accelerator"] and not flags.batch and case in models.CASES
         search = search and models.CASES[case].trains
@@ -110,11 +106,12 @@ def main() -> int:
             continue
         for kind, rows in found.items():
             tables.setdefault(kind, []).extend(rows)
-    tables |= ratio(tables.get("models", []))
+        tables |= ratio(tables.get("models", []))
+        if flags.json:  # at once: a run that is killed keeps what it has
+            kept = here | {"tables": tables, "failed": failed}
+            storage.write_json(flags.json, kept, indent=1)
     for kind, rows in tables.items():
         print("\n" + markdown(rows, COLUMNS[kind]), flush=True)
-    if flags.json:
-        storage.write_json(flags.json, here | {"tables": tables, "failed": failed}, indent=1)
     return BAD_INPUT if failed else 0
 
 
@@ -247,4 +244,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except UserError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
