@@ -43,7 +43,7 @@ def _takes(plan: plans.Plan, facts: Facts, machine: Machine) -> int:
     long, _, short = config.data.train.scale
     bucket = plans.up(short), plans.up(long)
     resolved = resolve(load.override_all(config, {"steps": "1000"}), classes=len(facts.classes))
-    return memory_estimate.of_training(resolved, bucket, machine.devices).total
+    return memory_estimate.of_training(resolved, bucket, machine.devices, machine.platform).total
 
 
 def _fits(machine: Machine, asked: int | None) -> str:

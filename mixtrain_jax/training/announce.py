@@ -98,7 +98,7 @@ def check_memory(config: Any, machine: Machine) -> None:
       UserError: it is more than `config.max_memory` times what is there.
     """
     bucket = memory_estimate.largest(config.data.train.buckets)
-    estimate = memory_estimate.of_training(config, bucket, machine.devices)
+    estimate = memory_estimate.of_training(config, bucket, machine.devices, machine.platform)
     line = f"a step in {bucket[0]}x{bucket[1]} takes about {estimate}"
     if machine.memory is None:
         parallel.say(f"memory of a device: {line}")

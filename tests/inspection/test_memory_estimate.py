@@ -51,3 +51,15 @@ def test_within_thirty_percent_of_what_xla_says(number):
     )
     measured, estimated = map(int, done.stdout.split())
     assert estimated == pytest.approx(measured, rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "measured"), [("faster_r50:plain", 12.07e9), ("faster_r50", 12.44e9)]
+)
+def test_near_what_was_measured_on_a_gpu(recipe, measured):
+    """On an H200, docs/benchmarks.md."""
+    config = load.load(recipe, {"batch_size": "16", "steps": "100", "model.dtype": "bfloat16"})
+    config = resolve(config, classes=80)
+    estimate = memory_estimate.of_training(config, (800, 1344), 1, "gpu")
+    assert estimate.total == pytest.approx(measured, rel=0.15)
+    assert memory_estimate.of_training(config, (800, 1344), 1).total < estimate.total
