@@ -27,14 +27,12 @@ def found(variables: Mapping[str, str], gpus: int) -> dict[str, Any] | None:
       UserError: the tasks of a node cannot share its GPUs equally, or this Open MPI does not tell
         its processes where they meet.
     """
-    if int(variables.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+    if _in_slurm(variables):
         return {
             "cluster_detection_method": "slurm",
-            "local_device_ids": local_devices(
-                variables, gpus, tasks_on_node(variables), int(variables["SLURM_LOCALID"])
-            ),
+            "local_device_ids": local_devices(variables, gpus),
         }
-    if int(variables.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
+    if _in_open_mpi(variables):
         if "OMPI_MCA_orte_hnp_uri" not in variables:
             raise UserError(
                 "Open MPI 5 does not tell its processes where they meet; give each "
@@ -43,12 +41,7 @@ def found(variables: Mapping[str, str], gpus: int) -> dict[str, Any] | None:
             )
         return {
             "cluster_detection_method": "ompi",
-            "local_device_ids": local_devices(
-                variables,
-                gpus,
-                int(variables["OMPI_COMM_WORLD_LOCAL_SIZE"]),
-                int(variables["OMPI_COMM_WORLD_LOCAL_RANK"]),
-            ),
+            "local_device_ids": local_devices(variables, gpus),
         }
     # A pod of an Indexed job, as JobSets make them; JAX asks the cluster's API by this package.
     indexed = {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= variables.keys()
@@ -57,32 +50,36 @@ def found(variables: Mapping[str, str], gpus: int) -> dict[str, Any] | None:
     return None
 
 
-def local_devices(
-    variables: Mapping[str, str], present: int, tasks: int, task: int
-) -> list[int] | None:
+def local_devices(variables: Mapping[str, str], present: int) -> list[int] | None:
     """The GPUs of a task, by number among those that it can see.
 
     All of them where the node has one task, or where Slurm has given each task its own; one each
     where there are as many tasks as GPUs.
 
     Args:
-      variables: of the process's environment; CUDA_VISIBLE_DEVICES and Slurm's are looked at.
+      variables: of the process's environment, those of its launcher and CUDA_VISIBLE_DEVICES.
       present: how many GPUs the machine has.
-      tasks: how many run on this machine.
-      task: the number of this one among them.
 
     Returns:
-      Their numbers; None where there are none, or where they cannot be counted.
+      Their numbers; None where there are none, where they cannot be counted, or where no launcher
+      started this process.
 
     Raises:
       UserError: the tasks of the node cannot share its GPUs equally.
     """
+    if not _in_slurm(variables) and not _in_open_mpi(variables):
+        return None
+    tasks, task = tasks_here(variables)
     listed = variables.get("CUDA_VISIBLE_DEVICES")
     visible = present if listed is None else len([each for each in listed.split(",") if each])
     if not visible:
         return None
-    bound = variables.get("SLURM_GPUS_PER_TASK") or variables.get("SLURM_TRES_PER_TASK", "")
-    if tasks == 1 or "gpu" in bound or bound.isdecimal():
+    asked = variables.get("SLURM_GPUS_PER_TASK") or "gpu" in variables.get(
+        "SLURM_TRES_PER_TASK", ""
+    )
+    on_node = variables.get("SLURM_GPUS_ON_NODE", "")
+    shared_out = on_node.isdecimal() and visible * tasks <= int(on_node)  # by --gpu-bind
+    if tasks == 1 or asked or shared_out:
         return list(range(visible))
     if tasks == visible:
         return [task]
@@ -93,7 +90,27 @@ def local_devices(
     )
 
 
-def tasks_on_node(variables: Mapping[str, str]) -> int:
+def tasks_here(variables: Mapping[str, str]) -> tuple[int, int]:
+    """How many tasks a launcher started on this machine, and which of them this one is."""
+    if _in_slurm(variables):
+        return _tasks_on_node(variables), int(variables["SLURM_LOCALID"])
+    if _in_open_mpi(variables):
+        return (
+            int(variables["OMPI_COMM_WORLD_LOCAL_SIZE"]),
+            int(variables["OMPI_COMM_WORLD_LOCAL_RANK"]),
+        )
+    return 1, 0
+
+
+def _in_slurm(variables: Mapping[str, str]) -> bool:
+    return int(variables.get("SLURM_STEP_NUM_TASKS", 1)) > 1
+
+
+def _in_open_mpi(variables: Mapping[str, str]) -> bool:
+    return int(variables.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
+
+
+def _tasks_on_node(variables: Mapping[str, str]) -> int:
     """How many tasks of a Slurm step run on this node, from a list such as "4(x2),3"."""
     counts: list[int] = []
     for part in variables["SLURM_STEP_TASKS_PER_NODE"].split(","):

@@ -24,7 +24,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mixtrain_jax.errors import BAD_INPUT, BUG, LOST, LostPeer, UserError
-from mixtrain_jax.runtime import hosts, launchers, watch
+from mixtrain_jax.runtime import compilation_cache, hosts, launchers, watch
 
 AXIS = "batch"
 JOINING = 300  # seconds to wait for the other processes at the start
@@ -250,9 +250,7 @@ def start(
     """Joins the other processes, and sets the compilation cache.
 
     Without arguments the other processes are those of the Slurm step, the Open MPI or Kubernetes
-    job or the Cloud TPU slice that this one runs in, if there is such a thing. The cache, by which
-    a second start compiles nothing, is where JAX_COMPILATION_CACHE_DIR says, or in the user's cache
-    directory.
+    job or the Cloud TPU slice that this one runs in, if there is such a thing.
 
     Args:
       coordinator: HOST:PORT where the first process can be reached by all.
@@ -263,23 +261,20 @@ def start(
       UserError: some of the three are given and not all, they contradict each other, or the other
         processes cannot be reached.
     """
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    jax.config.update(
-        "jax_compilation_cache_dir", cache or os.path.expanduser("~/.cache/mixtrain_jax")
-    )
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
+    cache = compilation_cache.prepare()
     given = coordinator, processes, process
     if jax.distributed.is_initialized():  # a further run of this program
         pass
     elif any(value is not None for value in given):
         _join(*given)
-    elif (how := launchers.found(os.environ, len(glob.glob("/dev/nvidia[0-9]*")))) is not None:
+    elif (how := launchers.found(os.environ, _gpus())) is not None:
         _initialize(**how)
     elif _on_cloud_tpu() and not _alone_already():
         with contextlib.suppress(ValueError):  # a machine with a TPU that is no Cloud TPU VM
             _initialize()
     watch.start()
+    if hosts.count() > 1 and jax.default_backend() == "gpu":
+        compilation_cache.keep_if_shared(cache)
 
 
 def _join(coordinator: str | None, processes: int | None, process: int | None) -> None:
@@ -291,10 +286,22 @@ def _join(coordinator: str | None, processes: int | None, process: int | None) -
         raise UserError(f"--coordinator={coordinator}: write HOST:PORT of the first process")
     if not 0 <= process < processes:
         raise UserError(f"--process={process}: must be from 0 to {processes - 1}")
-    _initialize(coordinator_address=coordinator, num_processes=processes, process_id=process)
+    _initialize(
+        coordinator_address=coordinator,
+        num_processes=processes,
+        process_id=process,
+        cluster_detection_method="deactivate",  # no launcher is asked, as the flags say it all
+        local_device_ids=launchers.local_devices(os.environ, _gpus()),
+    )
+
+
+def _gpus() -> int:
+    """How many GPUs this machine has, whoever may use them."""
+    return len(glob.glob("/dev/nvidia[0-9]*"))
 
 
 def _initialize(**which: Any) -> None:
+    """Joins the processes of a run, and lets their devices sum once."""
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(
@@ -306,8 +313,15 @@ def _initialize(**which: Any) -> None:
         ) from error
     # The first sum connects the processes, and each waits only seconds for the others: now they
     # come together, later one may compile for minutes longer.
-    meet = jax.pmap(sum_over_devices, axis_name=AXIS)(np.ones(jax.local_device_count()))
-    jax.block_until_ready(meet)
+    try:
+        meet = jax.pmap(sum_over_devices, axis_name=AXIS)(np.ones(jax.local_device_count()))
+        jax.block_until_ready(meet)
+    except Exception as error:
+        more = " (NCCL_DEBUG=INFO tells more)" if jax.default_backend() == "gpu" else ""
+        line = " ".join(str(error).split())[:300]
+        print(f"error: the processes of this run cannot sum{more}: {line}", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(LOST)  # no other way out waits for nobody
 
 
 def _alone_already() -> bool:

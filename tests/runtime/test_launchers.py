@@ -28,6 +28,14 @@ def mpirun(tasks, task="0", **variables):
         (slurm("4(x2)", SLURM_LOCALID="3"), 4, [3]),
         (slurm("4", SLURM_LOCALID="3", SLURM_GPUS_PER_TASK="1", CUDA_VISIBLE_DEVICES="3"), 4, [0]),
         (slurm("1,4", SLURM_NODEID="1", SLURM_LOCALID="2"), 4, [2]),
+        (
+            slurm("4", SLURM_LOCALID="2", SLURM_GPUS_PER_TASK="h100:1", CUDA_VISIBLE_DEVICES="0"),
+            4,
+            [0],
+        ),
+        (slurm("2", SLURM_TRES_PER_TASK="cpu=4,gres/gpu=2", CUDA_VISIBLE_DEVICES="0,1"), 4, [0, 1]),
+        (slurm("4", SLURM_LOCALID="2", SLURM_GPUS_ON_NODE="4", CUDA_VISIBLE_DEVICES="2"), 4, [0]),
+        (slurm("4", SLURM_LOCALID="2", SLURM_GPUS_ON_NODE="4"), 4, [2]),
         (slurm("2"), 0, None),
         (slurm("2", CUDA_VISIBLE_DEVICES=""), 4, None),
         (mpirun("1"), 8, list(range(8))),
@@ -43,6 +51,15 @@ def test_a_lone_task_takes_all_and_others_one_each(variables, gpus, expected):
 def test_tasks_that_cannot_share_are_told_what_to_do(variables):
     with pytest.raises(UserError, match=r"this node has 2 tasks and 4 GPUs .*--ntasks-per-node=4"):
         launchers.found(variables, 4)
+
+
+def test_processes_that_flags_name_take_their_launchers_gpus():
+    five = mpirun("4", "3")
+    del five["OMPI_MCA_orte_hnp_uri"]  # Open MPI 5, which needs the flags
+    assert launchers.local_devices(five, 4) == [3]
+    assert launchers.local_devices(slurm("1(x4)"), 8) == list(range(8))
+    assert launchers.local_devices({}, 8) is None  # by hand: all that are visible
+    assert launchers.tasks_here(five) == (4, 3) and launchers.tasks_here({}) == (1, 0)
 
 
 def test_the_launcher_says_how_the_processes_meet(monkeypatch):

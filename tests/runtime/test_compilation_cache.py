@@ -1,0 +1,49 @@
+"""A compilation cache is used by processes on GPUs only where they share it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mixtrain_jax.config import load
+from tests.harness import free_port
+
+PROGRAM = """
+import sys
+
+import jax
+import jax.numpy as jnp
+from mixtrain_jax.runtime import compilation_cache, parallel
+
+place, number, folder = sys.argv[1:]
+parallel.start(place, 2, int(number))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+with parallel.abort_all_on_error():
+    shared = compilation_cache.keep_if_shared(folder)
+    jax.block_until_ready(jax.jit(lambda x: jnp.sin(x) + 3)(1.0))
+    print(shared)
+"""
+
+
+@pytest.mark.multidevice
+@pytest.mark.parametrize("shared", [True, False])
+def test_two_processes_agree_whether_they_share_it(tmp_path, shared):
+    folders = [tmp_path / "cache", tmp_path / ("cache" if shared else "another")]
+    place = f"localhost:{free_port()}"
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, place, str(number), str(folder)],
+            cwd=load.ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder)},
+        )
+        for number, folder in enumerate(folders)
+    ]  # fmt: skip
+    for number, process in enumerate(running):
+        said, trouble = process.communicate(timeout=300)
+        assert process.returncode == 0, trouble
+        assert said.endswith(f"{shared}\n")
+        warned = "Host 1 does not see the first one's" in trouble
+        assert warned == (not shared and number == 0)
+    kept = [path.name for path in folders[0].iterdir()]
+    assert bool(kept) == shared and not [name for name in kept if name.startswith("shared-")]
