@@ -30,6 +30,9 @@ def prepare(config: Any = None, training: bool = False, alone: bool = True) -> N
       config: the whole config as it was asked for; without it there is one CPU device.
       training: True: for training; False: for detection alone.
       alone: whether no other process takes part in the run.
+
+    Raises:
+      UserError: TensorFlow has GPUs in this process already.
     """
     from absl import logging
 
@@ -40,6 +43,7 @@ def prepare(config: Any = None, training: bool = False, alone: bool = True) -> N
     from PIL import Image
 
     from mixtrain_jax.data.tensorflow import keep_off_accelerators
+    from mixtrain_jax.errors import UserError
     from mixtrain_jax.runtime import machine, memory, orbax_files, parallel
 
     if parallel.cpu_only():
@@ -54,7 +58,13 @@ def prepare(config: Any = None, training: bool = False, alone: bool = True) -> N
     # Of images that it reads all the same: odd EXIF, transparency in a palette.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     orbax_files.quiet_orbax()
-    keep_off_accelerators()
+    try:
+        keep_off_accelerators()
+    except RuntimeError as error:
+        raise UserError(
+            "TensorFlow has taken the GPUs of this process, which JAX needs: train in a fresh "
+            "process, or hide them at its start by tf.config.set_visible_devices([], 'GPU')"
+        ) from error
 
 
 def prepare_storage() -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("MIXTRAIN_TEST_PLATFORM", "cpu")
+os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # workers share a GPU
 os.environ["EPATH_USE_TF"] = "false"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"

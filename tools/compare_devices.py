@@ -101,10 +101,11 @@ def compute(asked: ConfigDict, size: tuple[int, int], batch: int) -> dict[str, A
 
     @jax.jit
     def gradients(student: Any, teacher: Any, seen: Batch) -> Any:
-        found, metrics, _ = compute_gradients(
-            student, teacher, seen, jax.random.key(0),
-            model=model, config=config.mixtraining, sum_over_devices=lambda tree: tree,
-        )  # fmt: skip
+        with detector.precise(model):  # where training itself takes TF32 on GPUs
+            found, metrics, _ = compute_gradients(
+                student, teacher, seen, jax.random.key(0),
+                model=model, config=config.mixtraining, sum_over_devices=lambda tree: tree,
+            )  # fmt: skip
         return {"gradient": found}, metrics
 
     found, metrics = gradients(student, teacher, seen)

@@ -10,6 +10,7 @@ what was found: docs/evidence.md.
 
 import argparse
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -311,6 +312,7 @@ def main(flags: argparse.Namespace) -> int:
     """Runs what the flags name; returns the exit code."""
     if flags.suite not in SUITES:
         raise UserError(f"--suite={flags.suite}: choose from {', '.join(SUITES)}")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU is shared with arms
     process.prepare()
     parallel.start()
     suite = SUITES[flags.suite]

@@ -85,7 +85,7 @@ def _big(
             plans.Line("data.train.buckets", (), "sizes to pad to are chosen for these images"),
             plans.max_boxes(facts),
         ],
-        "The detector": [*_big_detector(weights, remat), *found],
+        "The detector": [*_big_detector(weights, remat), *_dtype(machine), *found],
         "Training": [
             plans.Line("batch_size", batch, f"{batch / machine.devices:g} a device; {fits}"),
             plans.Line("epochs", epochs, f"{steps} steps" + _price(weights)),
@@ -104,6 +104,12 @@ def _big(
         ),
     }
     return plans.Plan({title: lines for title, lines in plan.items() if lines})
+
+
+def _dtype(machine: Machine) -> list[plans.Line]:
+    if machine.bfloat16:
+        return []
+    return [plans.Line("model.dtype", "float32", "these GPUs have no units for bfloat16")]
 
 
 def _price(weights: PretrainedWeights | None) -> str:

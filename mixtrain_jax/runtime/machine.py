@@ -3,8 +3,12 @@
 import dataclasses
 import os
 import pathlib
+import re
+from typing import Any
 
 import jax
+
+from mixtrain_jax.runtime import launchers
 
 # Of control groups, version 2 and 1: what a container may hold, what it holds, and the line of
 # memory.stat that says how much of this are files that were read, which make room when asked to.
@@ -19,6 +23,9 @@ _GROUPS = (
 )
 
 
+_AMPERE = 8.0  # the compute capability of the first GPUs with units for bfloat16
+
+
 @dataclasses.dataclass(frozen=True)
 class Machine:
     """This host's share of what a program computes on.
@@ -30,6 +37,7 @@ class Machine:
       local_devices: of this host.
       memory: bytes that one device can still take; None: unknown.
       cores: processors this process may use.
+      bfloat16: whether the devices have units for products of bfloat16, or it is no matter.
     """
 
     platform: str
@@ -38,6 +46,7 @@ class Machine:
     local_devices: int
     memory: int | None
     cores: int
+    bfloat16: bool = True
 
     def __str__(self) -> str:
         named = f"{self.devices} {self.platform.upper()} device{'s' * (self.devices > 1)}"
@@ -58,19 +67,30 @@ def this_machine() -> Machine:
         local_devices=len(local),
         memory=_host_memory(len(local)) if first.platform == "cpu" else _device_memory(first),
         cores=cores(),
+        bfloat16=_has_bfloat16(first),
     )
 
 
+def _has_bfloat16(device: Any) -> bool:
+    """False for NVIDIA GPUs before Ampere; other devices tell no capability of this form."""
+    capability = str(getattr(device, "compute_capability", ""))
+    return not re.fullmatch(r"\d+\.\d+", capability) or float(capability) >= _AMPERE
+
+
 def cores() -> int:
-    """How many processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """How many processors this process may use: its share, where a launcher started several."""
+    everywhere = os.cpu_count() or 1
+    free = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else everywhere
+    tasks, _ = launchers.tasks_here(os.environ)
+    on_node = os.environ.get("SLURM_CPUS_ON_NODE", "")
+    of_job = int(on_node) if on_node.isdecimal() else everywhere
+    return min(free, max(1, of_job // tasks))
 
 
 def free_memory() -> int | None:
-    """Bytes of this host's memory that are free; None: it is not known."""
-    return _host_memory(1)
+    """Bytes of this host's memory that are free, this process's share; None: it is not known."""
+    tasks, _ = launchers.tasks_here(os.environ)
+    return _host_memory(tasks)
 
 
 def _device_memory(device: jax.Device) -> int | None:

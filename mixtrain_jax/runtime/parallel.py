@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -247,7 +248,7 @@ def timed(what: str) -> Iterator[None]:
 def start(
     coordinator: str | None = None, processes: int | None = None, process: int | None = None
 ) -> None:
-    """Joins the other processes, and sets the compilation cache.
+    """Joins the other processes, starts the devices, and sets the compilation cache.
 
     Without arguments the other processes are those of the Slurm step, the Open MPI or Kubernetes
     job or the Cloud TPU slice that this one runs in, if there is such a thing.
@@ -258,8 +259,8 @@ def start(
       process: this one's number, from 0.
 
     Raises:
-      UserError: some of the three are given and not all, they contradict each other, or the other
-        processes cannot be reached.
+      UserError: some of the three are given and not all, they contradict each other, the other
+        processes cannot be reached, or JAX's devices cannot be started.
     """
     cache = compilation_cache.prepare()
     given = coordinator, processes, process
@@ -272,6 +273,7 @@ def start(
     elif _on_cloud_tpu() and not _alone_already():
         with contextlib.suppress(ValueError):  # a machine with a TPU that is no Cloud TPU VM
             _initialize()
+    _start_devices()
     watch.start()
     if hosts.count() > 1 and jax.default_backend() == "gpu":
         compilation_cache.keep_if_shared(cache)
@@ -301,7 +303,6 @@ def _gpus() -> int:
 
 
 def _initialize(**which: Any) -> None:
-    """Joins the processes of a run, and lets their devices sum once."""
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(
@@ -313,15 +314,34 @@ def _initialize(**which: Any) -> None:
         ) from error
     # The first sum connects the processes, and each waits only seconds for the others: now they
     # come together, later one may compile for minutes longer.
+    code = BAD_INPUT
     try:
+        _start_devices()
+        code = LOST
         meet = jax.pmap(sum_over_devices, axis_name=AXIS)(np.ones(jax.local_device_count()))
         jax.block_until_ready(meet)
     except Exception as error:
-        more = " (NCCL_DEBUG=INFO tells more)" if jax.default_backend() == "gpu" else ""
         line = " ".join(str(error).split())[:300]
-        print(f"error: the processes of this run cannot sum{more}: {line}", file=sys.stderr)
-        sys.stderr.flush()
-        os._exit(LOST)  # no other way out waits for nobody
+        if code == LOST:
+            more = " (NCCL_DEBUG=INFO tells more)" if jax.default_backend() == "gpu" else ""
+            line = f"the processes of this run cannot sum{more}: {line}"
+        print(f"error: {line}", file=sys.stderr, flush=True)
+        os._exit(code)  # no other way out waits for nobody
+
+
+def _start_devices() -> None:
+    """Starts JAX's devices; raises UserError if there are none of those that were asked for."""
+    asked = os.environ.get("JAX_PLATFORMS")
+    try:
+        found = jax.default_backend()
+    except (RuntimeError, AssertionError) as error:  # the latter of what is not installed
+        why = "".join(str(error).splitlines()[:1])
+        raise UserError(f"JAX_PLATFORMS={asked}: JAX has no such devices here. {why}") from error
+    if found == "cpu" and not cpu_only() and not asked:
+        logging.warning(
+            "JAX was installed for accelerators and finds none, so this runs on the CPU: "
+            "JAX_PLATFORMS=cuda (or tpu) tells why, JAX_PLATFORMS=cpu that it is meant."
+        )
 
 
 def _alone_already() -> bool:

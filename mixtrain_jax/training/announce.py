@@ -59,6 +59,8 @@ def announce_run(
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes.student))
     parallel.say(f"{machine}; {count / 1e6:.1f} million parameters")
     check_memory(config, machine)
+    if config.model.dtype == "bfloat16" and not machine.bfloat16:
+        logging.warning("These GPUs have no units for bfloat16: config.model.dtype=float32.")
     warn_patience(config, val)
     warn_fields_without_effect(config.mixtraining)
     warn_crowded_images(config, train)

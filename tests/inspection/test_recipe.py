@@ -1,5 +1,6 @@
 """Recipes for data sets and machines: what is chosen, and that the text is what was chosen."""
 
+import dataclasses
 import json
 import re
 
@@ -139,6 +140,12 @@ def test_without_weights_group_norm_nothing_frozen_and_longer(tmp_path):
     assert given.model.backbone.norm == "frozen_batch"
     assert given.optimizer.name == "sgd"
     assert given.optimizer.learning_rate == pytest.approx(0.01 * given.batch_size / 32)
+
+
+def test_gpus_without_units_for_bfloat16_compute_in_float32(tmp_path):
+    old = dataclasses.replace(GPU, bfloat16=False)
+    assert made(tmp_path, facts(), old, None)[0].model.dtype == "float32"
+    assert made(tmp_path, facts(), GPU, None)[0].model.dtype == "bfloat16"
 
 
 def test_what_is_chosen_fits_the_memory():

@@ -116,3 +116,23 @@ def test_a_second_run_of_a_program_goes_on_alone(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(UserError, match="JAX was used before this run"):
         parallel.start()
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu", "nonsense"])
+def test_devices_that_are_not_there_are_one_line(shapes, platform):
+    done = subprocess.run(
+        [sys.executable, "-m", "mixtrain_jax.check", f"--data={shapes}"],
+        env=os.environ | {"JAX_PLATFORMS": platform}, cwd=load.ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    line = f"error: JAX_PLATFORMS={platform}: JAX has no such devices here."
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(line), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_cpu_that_was_not_meant_is_told(monkeypatch, caplog):
+    monkeypatch.delenv("JAX_PLATFORMS")
+    parallel._start_devices()
+    assert not caplog.text  # nothing else is installed
+    monkeypatch.setattr(parallel, "cpu_only", lambda: False)
+    parallel._start_devices()
+    assert "finds none, so this runs on the CPU: JAX_PLATFORMS=cuda" in caplog.text

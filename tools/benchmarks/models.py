@@ -172,7 +172,7 @@ def _step(model, config, kind: str, size: tuple[int, int], batch: int):
     mapped = parallel.map_step(step(parallel.sum_over_devices))
     held = [parallel.replicate(fresh)]
     del fresh
-    seen = jax.device_put(parallel.shard(seen))
+    ((_, seen),) = parallel.prefetch(iter([seen]))
 
     def call() -> Any:
         held[0], metrics, _ = mapped(held[0], seen)
