@@ -56,7 +56,7 @@ def main(flags: argparse.Namespace) -> int:
     card, rounds = targets.card(flags.target), _rounds(flags.rounds or ())
     devices = targets.devices(flags.target)
     if flags.quick:
-        jax.config.update("jax_exec_time_optimization_effort", -1.0)
+        _optimize_little()
     config = assumed(config, flags.batch_size)
     halves = 2 if config.mixtraining.enabled else 1
     check_batch_size("batch_size", config.batch_size, len(devices), halves * config.accumulate)
@@ -99,6 +99,14 @@ def main(flags: argparse.Namespace) -> int:
         facts = {"target": flags.target, "images": each, "jax": jax.__version__}
         storage.write_json(flags.json, facts | {"buckets": found}, indent=1)
     return 0 if all(numbers["fits"] for numbers in found) else 1
+
+
+def _optimize_little() -> None:
+    """Asks for quick compilation; the option of JAX 0.10 is gone from 0.11."""
+    if hasattr(jax.config, "jax_exec_time_optimization_effort"):
+        jax.config.update("jax_exec_time_optimization_effort", -1.0)
+    else:
+        jax.config.update("jax_optimization_level", "O1")
 
 
 def assumed(config: Any, batch_size: int | None = None) -> Any:

@@ -70,3 +70,11 @@ def test_a_bucket_has_two_sides():
         with pytest.raises(compile_ahead.UserError, match=f"--bucket={odd}: .*multiples of 32"):
             compile_ahead._buckets(tiny.get_config("folder"), [odd])
     assert compile_ahead._buckets(tiny.get_config("folder"), ["800x1344"]) == [(800, 1344)]
+
+
+def test_quick_is_an_option_of_every_jax(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(compile_ahead.jax.config, "update", asked.__setitem__)
+    compile_ahead._optimize_little()
+    ((name, value),) = asked.items()
+    assert hasattr(jax.config, name) and value in (-1.0, "O1")
