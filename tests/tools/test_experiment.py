@@ -323,7 +323,7 @@ def test_the_seed_that_chose_has_a_row_of_its_own():
     assert rows["plain"][0] == [0.1, 0.3] and rows["plain, the seed that chose"][0] == [0.9]
 
 
-@pytest.mark.parametrize("name", ["cells", "cells_errors", "una0", "una30", "oamil20"])
+@pytest.mark.parametrize("name", ["cells", "cells_errors", "una0", "una30", "oamil20", "ablation"])
 def test_kept_figures_are_of_the_settings_of_today(name, tmp_path):
     """Copied into a new output they are not measured again."""
 
