@@ -179,9 +179,9 @@ def detect_in(
         return
     devices = parallel.device_count()
     batch_size = -(-batch_size // devices) * devices
-    if len(dataset) == 1 and devices == 1:  # no pipeline is worth its start
+    if len(dataset) == 1:  # no pipeline is worth its start
         image = errors.read(dataset, 0)
-        views = iter([] if image is None else [single_view(image, config.data)])
+        views = iter([] if image is None else [single_view(image, config.data, devices)])
     else:
         views = batches.eval_batches(dataset, config.data, batch_size, read_errors=errors)
     overfull, full = 0, 0

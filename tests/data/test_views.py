@@ -1,5 +1,6 @@
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -159,6 +160,14 @@ def test_targets_keep_their_slots(config):
     )
     assert fields["valid"].tolist() == [False, True, False, False]
     assert fields["labels"].tolist() == [4, 2, 0, 0]
+
+
+def test_fillers_accompany_a_single_view(config):
+    alone, three = single_view(IMAGE, config.data), single_view(IMAGE, config.data, 3)
+    np.testing.assert_array_equal(three.index, [0, -1, -1])
+    for one, many in zip(jax.tree.leaves(alone), jax.tree.leaves(three), strict=True):
+        assert one.dtype == many.dtype and many.shape == (3, *one.shape[1:])
+        np.testing.assert_array_equal(many[:1], one)
 
 
 def test_single_view(config):

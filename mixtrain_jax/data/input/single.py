@@ -11,12 +11,13 @@ from mixtrain_jax.data.views.parameters import ViewParameters
 from mixtrain_jax.types import View
 
 
-def single_view(image: np.ndarray, data: Any) -> View:
-    """The evaluation view of one image, as a batch of one without boxes.
+def single_view(image: np.ndarray, data: Any, count: int = 1) -> View:
+    """The evaluation view of one image, as a batch without boxes.
 
     Args:
       image: [h, w, 3] uint8 RGB.
       data: `config.data`; its val scale and buckets are used.
+      count: images of the batch; those after the first are fillers, the same again.
 
     Raises:
       UserError: no bucket is large enough.
@@ -35,8 +36,11 @@ def single_view(image: np.ndarray, data: Any) -> View:
         shown=shown.numpy(),
         size=sampled.size,
         matrix=sampled.matrix,
-        index=np.zeros([], np.int32),
         place=np.zeros([], np.int32),
         **parameters.padded_boxes(np.zeros([0, 4]), np.zeros([0]), sampled, data.max_boxes),
     )
-    return View(**{key: value[None] for key, value in fields.items()})
+    repeated: dict[str, Any] = {
+        key: np.repeat(value[None], count, axis=0) for key, value in fields.items()
+    }
+    repeated["index"] = np.array([0, *[-1] * (count - 1)], np.int32)
+    return View(**repeated)
