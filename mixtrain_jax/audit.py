@@ -37,7 +37,7 @@ def main(flags: argparse.Namespace) -> int:
     from mixtrain_jax.training.folds import audit_split
 
     process.prepare(flags.config, training=True)
-    parallel.start()
+    parallel.start(devices=not flags.apply)
     workdir = epath.Path(flags.workdir)
     output = epath.Path(flags.output or workdir / FOLDERS[flags.split])
     with parallel.abort_all_on_error(), memory_in_one_line(detect.LESS_MEMORY):

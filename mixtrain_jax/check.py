@@ -32,7 +32,7 @@ def main(flags: argparse.Namespace) -> int:
     from mixtrain_jax.inspection import facts, recipe, report, splits, weights
     from mixtrain_jax.runtime import machine, parallel
 
-    parallel.start()
+    parallel.start(devices=bool(flags.write))
     output = epath.Path(flags.output)
     begin_with = weights.read(flags.weights)
     if flags.write:

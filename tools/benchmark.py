@@ -103,7 +103,7 @@ def main() -> int:
             what = problem if isinstance(problem, UserError) else f"case {case} needs more memory"
             print(f"error: {what}", file=sys.stderr, flush=True)
             failed.append(case)
-            continue
+            found = {}
         for kind, rows in found.items():
             tables.setdefault(kind, []).extend(rows)
         tables |= ratio(tables.get("models", []))

@@ -314,7 +314,7 @@ def main(flags: argparse.Namespace) -> int:
         raise UserError(f"--suite={flags.suite}: choose from {', '.join(SUITES)}")
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU is shared with arms
     process.prepare()
-    parallel.start()
+    parallel.start(devices=False)  # they are an arm's, until it is measured
     suite = SUITES[flags.suite]
     names = flags.arms.split(",") if flags.arms else [arm.name for arm in suite.arms]
     arms = [arm for arm in suite.arms if arm.name in names]

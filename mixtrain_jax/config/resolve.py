@@ -157,11 +157,10 @@ def check_batch_size(name: str, size: int, devices: int, parts: int = 1) -> None
     unit = devices * parts
     if size % unit:
         fewer = [count for count in range(1, devices) if size % (count * parts) == 0]
-        gpus = ",".join(map(str, range(fewer[-1]))) if fewer else ""
         raise UserError(
             f"config.{name} is {size}: make it a multiple of {unit} "
             f"({devices} devices x {parts} parts a device)"
-            + (f", or use {fewer[-1]} (of GPUs: CUDA_VISIBLE_DEVICES={gpus})" if fewer else "")
+            + (f", or use {fewer[-1]} of the devices" if fewer else "")
         )
 
 

@@ -17,6 +17,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from mixtrain_jax.errors import UserError
 from mixtrain_jax.runtime import hosts, storage
 
+_left = False  # whether `keep_if_shared` has turned the cache off
+
 
 def prepare() -> str:
     """Has JAX keep programs where JAX_COMPILATION_CACHE_DIR says, or in the user's cache directory.
@@ -26,6 +28,10 @@ def prepare() -> str:
     """
     chosen = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     folder = chosen or os.path.expanduser("~/.cache/mixtrain_jax")
+    global _left
+    if _left:  # by a run before this one in the same process
+        jax.config.update("jax_enable_compilation_cache", True)
+        _left = False
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     return folder
@@ -34,31 +40,41 @@ def prepare() -> str:
 def keep_if_shared(folder: str) -> bool:
     """Leaves the cache unless every process of the run sees the first one's files there.
 
-    All processes must call it; each knows the answer of all.
+    All processes must call it.
+
+    Args:
+      folder: of the cache, as this process has it.
+
+    Returns:
+      Whether they do; the same on all processes.
     """
     name = hosts.from_first("cache", f"shared-{time.time_ns()}")
     path = storage.absolute(folder) / name
+    trouble = ""
     if hosts.index() == 0:
-        with contextlib.suppress(UserError):
+        try:
             storage.make_directory(storage.absolute(folder))
             storage.write(path, b"")
+        except UserError as error:
+            trouble = str(error)
     hosts.from_first("cache written", None)
     seen = hosts.from_all("cache seen", _exists(path))
     if hosts.index() == 0:
         with contextlib.suppress(UserError):
             storage.delete(path)
-    if all(seen):
-        return True
-    if hosts.index() == 0:
+    global _left
+    shared = all(seen)
+    if not shared and hosts.index() == 0:
         logging.warning(
-            "Host %d does not see the first one's %s, so every start compiles anew: set "
-            "JAX_COMPILATION_CACHE_DIR to a folder that all hosts share.",
-            seen.index(False),
-            folder,
+            "%s: every start compiles anew; set JAX_COMPILATION_CACHE_DIR to a folder that all "
+            "hosts share.",
+            trouble or f"Host {seen.index(False)} does not see the first one's {folder}",
         )
-    jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()  # which was looked for when the processes met
-    return False
+    if not shared:
+        _left = bool(jax.config.values["jax_enable_compilation_cache"])
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()  # which was looked for when the processes met
+    return shared
 
 
 def _exists(path: os.PathLike[str]) -> bool:

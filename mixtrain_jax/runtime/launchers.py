@@ -2,9 +2,10 @@
 
 JAX finds coordinator and ranks itself under Slurm, Open MPI and Kubernetes. It would leave each
 task of Slurm and Open MPI one GPU, that of its number on the node, also where a node has one task
-and eight GPUs; so the GPUs are named here. Cloud TPUs are found without any of this.
+and eight GPUs; so the GPUs are named here. Cloud TPUs are found by JAX.
 """
 
+import glob
 import importlib.util
 import re
 from collections.abc import Mapping
@@ -50,11 +51,23 @@ def found(variables: Mapping[str, str], gpus: int) -> dict[str, Any] | None:
     return None
 
 
+def on_cloud_tpu(variables: Mapping[str, str]) -> bool:
+    """Whether this machine has TPUs and JAX means to use them."""
+    wanted = variables.get("JAX_PLATFORMS", "tpu").split(",")
+    chips = glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
+    return "tpu" in wanted and bool(chips) and importlib.util.find_spec("libtpu") is not None
+
+
+def gpus() -> int:
+    """How many GPUs this machine has, whoever may use them."""
+    return len(glob.glob("/dev/nvidia[0-9]*"))
+
+
 def local_devices(variables: Mapping[str, str], present: int) -> list[int] | None:
     """The GPUs of a task, by number among those that it can see.
 
-    All of them where the node has one task, or where Slurm has given each task its own; one each
-    where there are as many tasks as GPUs.
+    All of them where the node has one task, or where each task was given its own, by Slurm or a
+    script of mpirun's; one each where there are as many tasks as GPUs.
 
     Args:
       variables: of the process's environment, those of its launcher and CUDA_VISIBLE_DEVICES.
@@ -67,7 +80,8 @@ def local_devices(variables: Mapping[str, str], present: int) -> list[int] | Non
     Raises:
       UserError: the tasks of the node cannot share its GPUs equally.
     """
-    if not _in_slurm(variables) and not _in_open_mpi(variables):
+    in_slurm, in_open_mpi = _in_slurm(variables), _in_open_mpi(variables)
+    if not (in_slurm or in_open_mpi) or variables.get("JAX_PLATFORMS") == "cpu":
         return None
     tasks, task = tasks_here(variables)
     listed = variables.get("CUDA_VISIBLE_DEVICES")
@@ -79,10 +93,12 @@ def local_devices(variables: Mapping[str, str], present: int) -> list[int] | Non
     )
     on_node = variables.get("SLURM_GPUS_ON_NODE", "")
     shared_out = on_node.isdecimal() and visible * tasks <= int(on_node)  # by --gpu-bind
-    if tasks == 1 or asked or shared_out:
+    if tasks == 1 or asked or shared_out or (listed is not None and visible == 1):
         return list(range(visible))
     if tasks == visible:
         return [task]
+    if listed is not None and not in_slurm and visible * tasks <= present:
+        return list(range(visible))
     raise UserError(
         f"this node has {tasks} tasks and {visible} GPUs that each can see; start one task a node "
         "(srun --ntasks-per-node=1, mpirun --npernode 1), or one for each GPU "

@@ -7,7 +7,6 @@ replicated by placement), so nothing has to be stacked, unstacked or undone for 
 
 import collections
 import contextlib
-import glob
 import importlib.metadata
 import importlib.util
 import json
@@ -209,7 +208,7 @@ def abort_all_on_error() -> Iterator[None]:
             code, line = BAD_INPUT, str(error)
         elif isinstance(error, LostPeer):
             code, line = error.code, str(error)
-        elif hosts.tells_of_loss(error) or any(sign in line for sign in _SIGNS_OF_LOSS):
+        elif _tells_of_loss(error):
             code = LOST
             line = (
                 "another process of this run is gone; start all of them again to resume after the "
@@ -230,6 +229,11 @@ def abort_all_on_error() -> Iterator[None]:
     watch.finish()
 
 
+def _tells_of_loss(error: BaseException) -> bool:
+    signs = any(sign in str(error) for sign in _SIGNS_OF_LOSS)
+    return hosts.tells_of_loss(error) or (signs and hosts.count() > 1)
+
+
 def say(line: str) -> None:
     """Prints a line, on the first host only."""
     if jax.process_index() == 0:
@@ -246,7 +250,10 @@ def timed(what: str) -> Iterator[None]:
 
 
 def start(
-    coordinator: str | None = None, processes: int | None = None, process: int | None = None
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+    devices: bool = True,
 ) -> None:
     """Joins the other processes, starts the devices, and sets the compilation cache.
 
@@ -257,6 +264,7 @@ def start(
       coordinator: HOST:PORT where the first process can be reached by all.
       processes: how many there are.
       process: this one's number, from 0.
+      devices: whether JAX's devices will be used; a program alone leaves them to others if not.
 
     Raises:
       UserError: some of the three are given and not all, they contradict each other, the other
@@ -268,12 +276,13 @@ def start(
         pass
     elif any(value is not None for value in given):
         _join(*given)
-    elif (how := launchers.found(os.environ, _gpus())) is not None:
+    elif (how := launchers.found(os.environ, launchers.gpus())) is not None:
         _initialize(**how)
-    elif _on_cloud_tpu() and not _alone_already():
+    elif launchers.on_cloud_tpu(os.environ) and not _alone_already():
         with contextlib.suppress(ValueError):  # a machine with a TPU that is no Cloud TPU VM
             _initialize()
-    _start_devices()
+    if devices and hosts.count() == 1:
+        _start_devices()
     watch.start()
     if hosts.count() > 1 and jax.default_backend() == "gpu":
         compilation_cache.keep_if_shared(cache)
@@ -293,13 +302,8 @@ def _join(coordinator: str | None, processes: int | None, process: int | None) -
         num_processes=processes,
         process_id=process,
         cluster_detection_method="deactivate",  # no launcher is asked, as the flags say it all
-        local_device_ids=launchers.local_devices(os.environ, _gpus()),
+        local_device_ids=launchers.local_devices(os.environ, launchers.gpus()),
     )
-
-
-def _gpus() -> int:
-    """How many GPUs this machine has, whoever may use them."""
-    return len(glob.glob("/dev/nvidia[0-9]*"))
 
 
 def _initialize(**which: Any) -> None:
@@ -314,29 +318,30 @@ def _initialize(**which: Any) -> None:
         ) from error
     # The first sum connects the processes, and each waits only seconds for the others: now they
     # come together, later one may compile for minutes longer.
-    code = BAD_INPUT
     try:
         _start_devices()
-        code = LOST
         meet = jax.pmap(sum_over_devices, axis_name=AXIS)(np.ones(jax.local_device_count()))
         jax.block_until_ready(meet)
     except Exception as error:
         line = " ".join(str(error).split())[:300]
-        if code == LOST:
-            more = " (NCCL_DEBUG=INFO tells more)" if jax.default_backend() == "gpu" else ""
-            line = f"the processes of this run cannot sum{more}: {line}"
+        if not isinstance(error, UserError):
+            line = f"the processes of this run cannot sum (NCCL_DEBUG=INFO tells more): {line}"
         print(f"error: {line}", file=sys.stderr, flush=True)
-        os._exit(code)  # no other way out waits for nobody
+        # No other way out waits for nobody.
+        os._exit(BAD_INPUT if isinstance(error, UserError) else LOST)
 
 
 def _start_devices() -> None:
-    """Starts JAX's devices; raises UserError if there are none of those that were asked for."""
+    """Starts JAX's devices; raises UserError if those that were asked for do not start here."""
     asked = os.environ.get("JAX_PLATFORMS")
     try:
         found = jax.default_backend()
     except (RuntimeError, AssertionError) as error:  # the latter of what is not installed
+        if _tells_of_loss(error):
+            raise
+        where = f"JAX_PLATFORMS={asked}: " if asked else ""
         why = "".join(str(error).splitlines()[:1])
-        raise UserError(f"JAX_PLATFORMS={asked}: JAX has no such devices here. {why}") from error
+        raise UserError(f"{where}JAX's devices do not start here. {why}") from error
     if found == "cpu" and not cpu_only() and not asked:
         logging.warning(
             "JAX was installed for accelerators and finds none, so this runs on the CPU: "
@@ -360,13 +365,6 @@ def _alone_already() -> bool:
             "each, and train first"
         )
     return True
-
-
-def _on_cloud_tpu() -> bool:
-    """Whether this machine has TPUs and JAX means to use them."""
-    wanted = os.environ.get("JAX_PLATFORMS", "tpu").split(",")
-    chips = glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
-    return "tpu" in wanted and bool(chips) and importlib.util.find_spec("libtpu") is not None
 
 
 def describe() -> str:

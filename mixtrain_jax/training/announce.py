@@ -60,7 +60,9 @@ def announce_run(
     parallel.say(f"{machine}; {count / 1e6:.1f} million parameters")
     check_memory(config, machine)
     if config.model.dtype == "bfloat16" and not machine.bfloat16:
-        logging.warning("These GPUs have no units for bfloat16: config.model.dtype=float32.")
+        logging.warning(
+            "These GPUs have no units for bfloat16: try config.model.dtype=float32, in a new run."
+        )
     warn_patience(config, val)
     warn_fields_without_effect(config.mixtraining)
     warn_crowded_images(config, train)

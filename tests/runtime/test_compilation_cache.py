@@ -18,6 +18,8 @@ from mixtrain_jax.runtime import compilation_cache, parallel
 
 place, number, folder = sys.argv[1:]
 parallel.start(place, 2, int(number))
+jax.config.update("jax_compilation_cache_dir", folder)
+compilation_cache.compilation_cache.reset_cache()  # JAX's own: it looked into that of the start
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 with parallel.abort_all_on_error():
     shared = compilation_cache.keep_if_shared(folder)
@@ -35,15 +37,19 @@ def test_two_processes_agree_whether_they_share_it(tmp_path, shared):
         subprocess.Popen(
             [sys.executable, "-c", PROGRAM, place, str(number), str(folder)],
             cwd=load.ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder)},
+            env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "of the start")},
         )
         for number, folder in enumerate(folders)
     ]  # fmt: skip
-    for number, process in enumerate(running):
-        said, trouble = process.communicate(timeout=300)
-        assert process.returncode == 0, trouble
-        assert said.endswith(f"{shared}\n")
-        warned = "Host 1 does not see the first one's" in trouble
-        assert warned == (not shared and number == 0)
+    try:
+        for number, process in enumerate(running):
+            said, trouble = process.communicate(timeout=300)
+            assert process.returncode == 0, trouble
+            assert said.endswith(f"{shared}\n")
+            warned = "Host 1 does not see the first one's" in trouble
+            assert warned == (not shared and number == 0)
+    finally:
+        for process in running:
+            process.kill()
     kept = [path.name for path in folders[0].iterdir()]
     assert bool(kept) == shared and not [name for name in kept if name.startswith("shared-")]

@@ -1,5 +1,6 @@
 """What a machine has: memory in a container, where files that were read do not count as taken."""
 
+import os
 import types
 
 import pytest
@@ -41,6 +42,9 @@ def test_gpus_before_ampere_have_no_bfloat16(capability, there):
 
 
 def test_tasks_of_a_node_share_its_cores_and_memory(monkeypatch):
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "OMPI_")):
+            monkeypatch.delenv(name)
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: set(range(48)))
     monkeypatch.setattr(machine.os, "cpu_count", lambda: 48)
     monkeypatch.setattr(machine, "_host_memory", lambda parts: 96 * GIB // parts)

@@ -109,7 +109,7 @@ def test_in_two_processes_too(tmp_path):
 def test_a_second_run_of_a_program_goes_on_alone(monkeypatch):
     """On a Cloud TPU machine too, where the first would join what it finds."""
     jax.devices()
-    monkeypatch.setattr(parallel, "_on_cloud_tpu", lambda: True)
+    monkeypatch.setattr(parallel.launchers, "on_cloud_tpu", lambda _: True)
     monkeypatch.setattr(parallel, "_initialize", lambda **_: pytest.fail("JAX's devices are up"))
     parallel.start()
     watch.finish()
@@ -121,18 +121,31 @@ def test_a_second_run_of_a_program_goes_on_alone(monkeypatch):
 @pytest.mark.parametrize("platform", ["cuda", "tpu", "nonsense"])
 def test_devices_that_are_not_there_are_one_line(shapes, platform):
     done = subprocess.run(
-        [sys.executable, "-m", "mixtrain_jax.check", f"--data={shapes}"],
+        [sys.executable, "-m", "mixtrain_jax.check", f"--data={shapes}", "--write=recipe.py"],
         env=os.environ | {"JAX_PLATFORMS": platform}, cwd=load.ROOT, capture_output=True, text=True,
     )  # fmt: skip
-    line = f"error: JAX_PLATFORMS={platform}: JAX has no such devices here."
+    line = f"error: JAX_PLATFORMS={platform}: JAX's devices do not start here."
     assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(line), done.stderr
     assert "Traceback" not in done.stderr
 
 
+def test_a_peer_that_is_lost_at_the_start_is_no_bad_input(monkeypatch):
+    def lost():
+        raise RuntimeError("DEADLINE_EXCEEDED: Getting topologies timed out")
+
+    monkeypatch.setattr(jax, "default_backend", lost)
+    with pytest.raises(UserError, match="devices do not start here. DEADLINE"):
+        parallel._start_devices()  # alone nobody can be lost
+    monkeypatch.setattr(parallel.hosts, "count", lambda: 2)
+    with pytest.raises(RuntimeError, match="DEADLINE"):
+        parallel._start_devices()
+
+
 def test_a_cpu_that_was_not_meant_is_told(monkeypatch, caplog):
     monkeypatch.delenv("JAX_PLATFORMS")
+    monkeypatch.setattr(parallel, "cpu_only", lambda: True)
     parallel._start_devices()
-    assert not caplog.text  # nothing else is installed
+    assert not caplog.text
     monkeypatch.setattr(parallel, "cpu_only", lambda: False)
     parallel._start_devices()
     assert "finds none, so this runs on the CPU: JAX_PLATFORMS=cuda" in caplog.text

@@ -1,6 +1,8 @@
 """The benchmark counts what it says, and measures a step of a small detector."""
 
 import dataclasses
+import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 
 from mixtrain_jax.config import load
+from mixtrain_jax.errors import UserError
 from tests.mixtraining import small
 from tools import benchmark
 from tools.benchmarks import measure, models
@@ -52,12 +55,33 @@ def tiny(monkeypatch):
 
 
 def test_cases_that_train_are_measured(tiny):
-    plain, mixed = (models.run(f"faster_r50_{kind}", 4, 0.1)[0] for kind in ("plain", "mixed"))
+    plain, mixed = (models.run(f"faster_r50_{kind}", 2, 0.1)[0] for kind in ("plain", "mixed"))
     for row in (plain, mixed):
-        assert row["batch"] == 4 and row["runs"] >= 3 and row["goal"] is None
+        assert row["batch"] == 2 and row["runs"] >= 3
         assert row["low"] <= row["median"] <= row["high"] < row["first"]
-        assert row["efficiency"] == pytest.approx(row["counted"] / row["median"] / 100)
+        assert row["efficiency"] == pytest.approx(row["gflop"] / row["median"] / 100)
+    assert (plain["goal"], plain["torch_efficiency"]) == (0.69, 0.69)
+    assert mixed["goal"] is mixed["torch_efficiency"] is None
     assert mixed["counted"] > plain["counted"]  # the teacher's
     (found,) = benchmark.ratio([plain, mixed])["ratio"]
     assert found["ratio"] == mixed["median"] / plain["median"]
     assert benchmark.ratio([plain]) == {}
+
+
+def test_what_is_measured_is_kept_at_once(monkeypatch, tmp_path, capsys):
+    path, kept = tmp_path / "found.json", []
+
+    def measured(case, flags):
+        if case == "machine":
+            return {"machine": "here", "accelerator": False}
+        kept.append(json.loads(path.read_text()) if path.exists() else None)
+        if case == "swin":
+            raise UserError("it failed")
+        return {"milliseconds": [{"case": "one", "median_ms": 1.0}]}
+
+    monkeypatch.setattr(benchmark, "in_own_process", measured)
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "--cases=ops,swin", f"--json={path}"])
+    assert benchmark.main() == 2
+    assert kept[0] is None and kept[1]["tables"]["milliseconds"][0]["case"] == "one"
+    assert json.loads(path.read_text())["failed"] == ["swin"]
+    assert "| one | 1.00 |" in capsys.readouterr().out
