@@ -81,7 +81,7 @@ def local_devices(variables: Mapping[str, str], present: int) -> list[int] | Non
       UserError: the tasks of the node cannot share its GPUs equally.
     """
     in_slurm, in_open_mpi = _in_slurm(variables), _in_open_mpi(variables)
-    if not (in_slurm or in_open_mpi) or variables.get("JAX_PLATFORMS") == "cpu":
+    if not (in_slurm or in_open_mpi):
         return None
     tasks, task = tasks_here(variables)
     listed = variables.get("CUDA_VISIBLE_DEVICES")
@@ -99,6 +99,8 @@ def local_devices(variables: Mapping[str, str], present: int) -> list[int] | Non
         return [task]
     if listed is not None and not in_slurm and visible * tasks <= present:
         return list(range(visible))
+    if variables.get("JAX_PLATFORMS") == "cpu":  # they are not used
+        return None
     raise UserError(
         f"this node has {tasks} tasks and {visible} GPUs that each can see; start one task a node "
         "(srun --ntasks-per-node=1, mpirun --npernode 1), or one for each GPU "

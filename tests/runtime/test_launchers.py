@@ -61,7 +61,7 @@ def test_processes_that_flags_name_take_their_launchers_gpus():
     own = five | {"CUDA_VISIBLE_DEVICES": "6,7"}  # of a script that mpirun runs
     assert launchers.local_devices(own, 8) == [0, 1]
     assert launchers.local_devices(five | {"CUDA_VISIBLE_DEVICES": "3"}, 8) == [0]
-    assert launchers.local_devices(five | {"JAX_PLATFORMS": "cpu"}, 2) is None
+    assert launchers.local_devices(five | {"JAX_PLATFORMS": "cpu"}, 3) is None
     assert launchers.local_devices({}, 8) is None  # by hand: all that are visible
     assert launchers.tasks_here(five) == (4, 3) and launchers.tasks_here({}) == (1, 0)
 
