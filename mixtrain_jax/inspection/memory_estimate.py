@@ -23,8 +23,8 @@ GIB = 2**30
 # Fitted by tools/fit_memory.py: of the arrays that the backward pass asks for, the share that is
 # held at once, without and with remat (which asks for few, and computes the others block by block).
 KEPT, KEPT_WITH_REMAT = 0.5, 0.9
-# On GPUs, between a ResNet-50 as it was measured (0.67) and Swin-S as compiled (0.52); see
-# docs/benchmarks.md.
+# On GPUs, between a ResNet-50 as it was measured (0.67) and Swin-S as it is compiled (0.52):
+# docs/benchmarks.md, "On a GPU".
 KEPT_ON_GPU = 0.6
 WARN = 1.0  # share of the free memory above which a warning is logged
 

@@ -26,9 +26,9 @@ def prepare() -> str:
     Returns:
       The directory.
     """
+    global _left
     chosen = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     folder = chosen or os.path.expanduser("~/.cache/mixtrain_jax")
-    global _left
     if _left:  # by a run before this one in the same process
         jax.config.update("jax_enable_compilation_cache", True)
         _left = False
@@ -48,6 +48,7 @@ def keep_if_shared(folder: str) -> bool:
     Returns:
       Whether they do; the same on all processes.
     """
+    global _left
     name = hosts.from_first("cache", f"shared-{time.time_ns()}")
     path = storage.absolute(folder) / name
     trouble = ""
@@ -62,19 +63,18 @@ def keep_if_shared(folder: str) -> bool:
     if hosts.index() == 0:
         with contextlib.suppress(UserError):
             storage.delete(path)
-    global _left
-    shared = all(seen)
-    if not shared and hosts.index() == 0:
+    if all(seen):
+        return True
+    if hosts.index() == 0:
         logging.warning(
             "%s: every start compiles anew; set JAX_COMPILATION_CACHE_DIR to a folder that all "
             "hosts share.",
             trouble or f"Host {seen.index(False)} does not see the first one's {folder}",
         )
-    if not shared:
-        _left = bool(jax.config.values["jax_enable_compilation_cache"])
-        jax.config.update("jax_enable_compilation_cache", False)
-        compilation_cache.reset_cache()  # which was looked for when the processes met
-    return shared
+    _left = bool(jax.config.values["jax_enable_compilation_cache"])
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # which was looked for when the processes met
+    return False
 
 
 def _exists(path: os.PathLike[str]) -> bool:
