@@ -131,6 +131,36 @@ class Command:
                 process.wait()
 
 
+def two_processes(program, arguments, **variables):
+    """Runs a program in two processes, which are given a place to meet and their number.
+
+    Args:
+      program: Python; what it is given are PLACE, NUMBER, and this process's of `arguments`.
+      arguments: of each of the two.
+      variables: of their environment.
+
+    Returns:
+      What each has printed, and its standard error; both have ended well.
+    """
+    place = f"localhost:{free_port()}"
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, place, str(number), *map(str, given)],
+            cwd=configs.ROOT, env=os.environ | variables, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for number, given in enumerate(arguments)
+    ]  # fmt: skip
+    try:
+        ended = [process.communicate(timeout=300) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    for process, (_, trouble) in zip(running, ended, strict=True):
+        assert process.returncode == 0, trouble
+    return ended
+
+
 def free_port():
     """A port nobody listens at."""
     with socket.socket() as free:

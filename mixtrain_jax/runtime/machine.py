@@ -21,8 +21,6 @@ _GROUPS = (
         "total_inactive_file",
     ),
 )
-
-
 _AMPERE = 8.0  # the compute capability of the first GPUs with units for bfloat16
 
 
@@ -89,8 +87,7 @@ def cores() -> int:
 
 def free_memory() -> int | None:
     """Bytes of this host's memory that are free, this process's share; None: it is not known."""
-    tasks, _ = launchers.tasks_here(os.environ)
-    return _host_memory(tasks)
+    return _host_memory(1)
 
 
 def _device_memory(device: jax.Device) -> int | None:
@@ -102,7 +99,10 @@ def _device_memory(device: jax.Device) -> int | None:
 
 
 def _host_memory(devices: int) -> int | None:
-    """Bytes of the host's memory that are free, shared by its devices; None: it is not known."""
+    """Bytes of the host's memory that are free, shared by its tasks and their devices.
+
+    None: it is not known.
+    """
     available = _available()
     if available is None:
         return None
@@ -113,7 +113,10 @@ def _host_memory(devices: int) -> int | None:
         except (OSError, ValueError):  # no such group, or no limit ("max")
             continue
         free.append(most - now + (_number_in(pathlib.Path(folder, "memory.stat"), cached) or 0))
-    return min(free) // devices if min(free) > 0 else None  # it is counted otherwise than here
+    if min(free) <= 0:  # it is counted otherwise than here
+        return None
+    tasks, _ = launchers.tasks_here(os.environ)
+    return min(free) // (devices * tasks)
 
 
 def _available() -> int | None:

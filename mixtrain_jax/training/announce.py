@@ -59,10 +59,7 @@ def announce_run(
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes.student))
     parallel.say(f"{machine}; {count / 1e6:.1f} million parameters")
     check_memory(config, machine)
-    if config.model.dtype == "bfloat16" and not machine.bfloat16:
-        logging.warning(
-            "These GPUs have no units for bfloat16: try config.model.dtype=float32, in a new run."
-        )
+    warn_dtype(config, machine)
     warn_patience(config, val)
     warn_fields_without_effect(config.mixtraining)
     warn_crowded_images(config, train)
@@ -114,6 +111,14 @@ def check_memory(config: Any, machine: Machine) -> None:
     parallel.say(f"memory of a device: {there}")
     if share > memory_estimate.WARN:
         logging.warning("A step may not fit into the memory that is there: %s.", LESS_MEMORY)
+
+
+def warn_dtype(config: Any, machine: Machine) -> None:
+    """Warns where the devices have no units for the products that they are to compute."""
+    if config.model.dtype == "bfloat16" and not machine.bfloat16:
+        logging.warning(
+            "These GPUs have no units for bfloat16: try config.model.dtype=float32, in a new run."
+        )
 
 
 def warn_patience(config: Any, val: Dataset | None) -> None:

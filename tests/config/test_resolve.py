@@ -82,7 +82,11 @@ def test_an_evaluation_takes_eight_images_at_least_and_as_many_on_each_device(de
     ("changes", "options", "message"),
     [
         ({"model.num_classes": "5"}, {}, "num_classes is 5, but train has 3 categories"),
-        ({"batch_size": "12"}, {}, r"12: make it a multiple of 16 \(8 devices x 2 .*or use 6 "),
+        (
+            {"batch_size": "12"},
+            {},
+            r"batch_size is 12: make it a multiple of 16 \(8 devices x 2 .*, or use 6 of the",
+        ),
         ({"eval.batch_size": "12"}, {}, "eval.batch_size is 12: make it a multiple of 8"),
         ({"accumulate": "2"}, {}, r"batch_size is 16: make it a multiple of 32"),
         ({"epochs": "None"}, {}, "set config.steps or config.epochs"),

@@ -1,13 +1,8 @@
 """A compilation cache is used by processes on GPUs only where they share it."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
-from mixtrain_jax.config import load
-from tests.harness import free_port
+from tests.harness import two_processes
 
 PROGRAM = """
 import sys
@@ -32,24 +27,13 @@ with parallel.abort_all_on_error():
 @pytest.mark.parametrize("shared", [True, False])
 def test_two_processes_agree_whether_they_share_it(tmp_path, shared):
     folders = [tmp_path / "cache", tmp_path / ("cache" if shared else "another")]
-    place = f"localhost:{free_port()}"
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, place, str(number), str(folder)],
-            cwd=load.ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "of the start")},
-        )
-        for number, folder in enumerate(folders)
-    ]  # fmt: skip
-    try:
-        for number, process in enumerate(running):
-            said, trouble = process.communicate(timeout=300)
-            assert process.returncode == 0, trouble
-            assert said.endswith(f"{shared}\n")
-            warned = "Host 1 does not see the first one's" in trouble
-            assert warned == (not shared and number == 0)
-    finally:
-        for process in running:
-            process.kill()
+    start = str(tmp_path / "of the start")
+    ended = two_processes(
+        PROGRAM, [[folder] for folder in folders], JAX_COMPILATION_CACHE_DIR=start
+    )
+    for number, (said, trouble) in enumerate(ended):
+        assert said.endswith(f"{shared}\n")
+        warned = "Host 1 does not see the first one's" in trouble
+        assert warned == (not shared and number == 0)
     kept = [path.name for path in folders[0].iterdir()]
     assert bool(kept) == shared and not [name for name in kept if name.startswith("shared-")]

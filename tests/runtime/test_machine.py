@@ -47,12 +47,14 @@ def test_tasks_of_a_node_share_its_cores_and_memory(monkeypatch):
             monkeypatch.delenv(name)
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: set(range(48)))
     monkeypatch.setattr(machine.os, "cpu_count", lambda: 48)
-    monkeypatch.setattr(machine, "_host_memory", lambda parts: 96 * GIB // parts)
+    monkeypatch.setattr(machine, "_GROUPS", ())
+    monkeypatch.setattr(machine, "_available", lambda: 96 * GIB)
     assert (machine.cores(), machine.free_memory()) == (48, 96 * GIB)
     slurm = {"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}
     for name, value in (slurm | {"SLURM_LOCALID": "1"}).items():
         monkeypatch.setenv(name, value)
     assert (machine.cores(), machine.free_memory()) == (12, 24 * GIB)
+    assert machine._host_memory(2) == 12 * GIB  # of each device of the task
     monkeypatch.setenv("SLURM_CPUS_ON_NODE", "24")  # of which the job has half
     assert machine.cores() == 6
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: {0, 1})  # bound by Slurm

@@ -85,24 +85,11 @@ watch.finish()
 
 @pytest.mark.multidevice
 def test_in_two_processes_too(tmp_path):
-    from tests.harness import free_port
+    from tests.harness import two_processes
 
     (tmp_path / "same.py").write_text(SAME)
-    place = f"localhost:{free_port()}"
-    environment = os.environ | {
-        "XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=2"
-    }
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", TWO, place, str(number), str(tmp_path / "same.py")],
-            cwd=load.ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(2)
-    ]  # fmt: skip
-    for process in running:
-        said, trouble = process.communicate(timeout=300)
-        assert process.returncode == 0, trouble
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=2"
+    for said, _ in two_processes(TWO, [[tmp_path / "same.py"]] * 2, XLA_FLAGS=flags):
         assert said.endswith("the same\n")
 
 

@@ -1,5 +1,6 @@
 """What a run says and refuses before its first step."""
 
+import dataclasses
 import types
 
 import numpy as np
@@ -46,6 +47,15 @@ def test_memory_is_told_warned_about_and_refused(capsys, warnings):
     with pytest.raises(UserError, match=r"are free: set config.model.remat.* config.max_memory"):
         announce.check_memory(config(), there(0.7))
     announce.check_memory(config(max_memory=0), there(0.7))
+
+
+def test_bfloat16_on_gpus_without_units_for_it_is_a_warning(warnings):
+    old = Machine("gpu", "an old GPU", 1, 1, None, 2, bfloat16=False)
+    announce.warn_dtype(config(model__dtype="bfloat16"), dataclasses.replace(old, bfloat16=True))
+    announce.warn_dtype(config(model__dtype="float32"), old)
+    assert warnings == []
+    announce.warn_dtype(config(model__dtype="bfloat16"), old)
+    assert "try config.model.dtype=float32" in warnings[0]
 
 
 def test_padding_of_each_bucket():
