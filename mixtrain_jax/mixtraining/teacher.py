@@ -194,7 +194,8 @@ def make_ask_teacher(
     the paper, with one, labels are soft (the soft bootstrapping of Reed et al., arXiv 1412.6596):
     so much of a class target is the label, the rest the teacher's probabilities. A RoI that
     overlaps a box of `others` by IoU of at least 0.5, and more than any of `people`, takes the
-    teacher's alone: a label made of its own predictions would only make it surer.
+    teacher's alone: a label made of its own predictions would only make it surer. Of a RoI that is
+    not in the weak view the teacher has seen nothing; it keeps its label whole.
 
     Args:
       model: the detector.
@@ -211,14 +212,14 @@ def make_ask_teacher(
         return overlaps.max(-1)
 
     def of_rois(stage: int, rois: Array) -> TeacherAnswer:
-        boxes, _ = box_ops.transform(rois, features.to_weak, features.size)
+        boxes, seen = box_ops.transform(rois, features.to_weak, features.size)
         detector = bind(model, teacher)
         probabilities = detector.score_boxes(features.pyramid, features.size, boxes, stage)
         share = None
         if label_share is not None:
             overlap = most(rois, others)
             alone = (overlap >= SAME_OBJECT) & (overlap > most(rois, people))
-            share = jnp.where(alone, 0, label_share)
+            share = jnp.where(seen, jnp.where(alone, 0, label_share), 1)
         return jax.lax.stop_gradient(TeacherAnswer(probabilities, share))
 
     return of_rois

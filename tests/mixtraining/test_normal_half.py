@@ -82,6 +82,20 @@ def test_soft_labels_are_what_the_teacher_says_of_the_same_place(detector):
         np.testing.assert_allclose(answer.label_share[0], share)
 
 
+def test_where_the_teacher_saw_nothing_the_label_is_whole(detector):
+    """A RoI can lie where the weak view was cut off, be it on a pseudo box or not."""
+    detector["probabilities"] = jnp.full((1, 4, 3), 1 / 3)
+    seen = seen_from([[1, 0, 30], [0, 1, 0], [0, 0, 1]])  # 30 pixels stand left of the weak view
+    rois = jnp.array([[[0.0, 0, 20, 10], [5, 20, 28, 40], [5, 0, 31, 10], [40, 0, 60, 10]]])
+    labels = jnp.zeros((1, 4), jnp.int32)
+    people = Targets(rois, labels, jnp.zeros((1, 4), bool))
+    others = Targets(rois, labels, jnp.array([[True, False, False, False]]))
+    of_rois = teaching.make_ask_teacher(
+        None, None, seen, jnp.float32(0.25), people=people, others=others
+    )
+    np.testing.assert_allclose(of_rois(0, rois).label_share[0], [1, 1, 0.25, 0.25])
+
+
 def test_found_boxes_have_balanced_scores(detector):
     detector["upright"] = detections([[0, 0, 10, 10], [20, 20, 30, 30]], [0, 1], [0.9, 0.9])
     detector["probabilities"] = jnp.full((1, 0, 3), 1 / 3)
