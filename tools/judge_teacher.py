@@ -31,12 +31,8 @@ from mixtrain_jax.data.sources.load import complete, load_dataset
 from mixtrain_jax.errors import UserError
 from mixtrain_jax.evaluation import detect
 from mixtrain_jax.mixtraining.criteria import compute_criteria
-from mixtrain_jax.mixtraining.step import (
-    TeacherOutput,
-    mixed_supervision,
-    predict_both_halves,
-)
-from mixtrain_jax.mixtraining.targets import BoxAssignment
+from mixtrain_jax.mixtraining.step import predict_both_halves, teacher_supervision
+from mixtrain_jax.mixtraining.targets import BoxAssignment, TeacherOutput
 from mixtrain_jax.models import detector, pixels
 from mixtrain_jax.ops import boxes as box_ops
 from mixtrain_jax.runtime import checkpoint, parallel
@@ -223,7 +219,7 @@ def judge(asked: ConfigDict, checkpoint_path: str, clean_path: str, images: int)
         assert batch.strong is not None  # as start_step is 0
         mixed, normal = predict_both_halves(model, params, batch, method)
         criteria = compute_criteria(model, params, mixed, normal, method, lambda counts: counts)
-        output, _ = mixed_supervision(
+        output, _ = teacher_supervision(
             model, params, mixed, batch.strong, method, criteria,
             rating_threshold=method.gt_score_threshold, soften=False,
         )  # fmt: skip

@@ -86,6 +86,21 @@ def compute_criteria(
     return Criteria(threshold, balance, labels, boxes, rating)
 
 
+def rating_limit(config: Any, criteria: Criteria, of_half: float) -> Array | float | None:
+    """The rating at or below which a half's human boxes are left out; None: none is.
+
+    Args:
+      config: `config.mixtraining`.
+      criteria: by which this step judges.
+      of_half: the limit that the config has for the half; 0: none.
+    """
+    if not config.mixed_augmentation:
+        return None
+    if criteria.rating_threshold is not None:
+        return criteria.rating_threshold
+    return of_half or None
+
+
 def even_rating(share: Array, classes: int) -> Array:
     """The rating at which a label is as likely to be wrong as right, by Bayes' rule.
 

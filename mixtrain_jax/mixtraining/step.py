@@ -7,13 +7,12 @@ the student. Plain training is the same on a batch without a mixed half. Beyond 
 teacher can do for the normal half what it does for the mixed one.
 """
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mixtrain_jax.mixtraining.criteria import Criteria, compute_criteria
+from mixtrain_jax.mixtraining.criteria import Criteria, compute_criteria, rating_limit
 from mixtrain_jax.mixtraining.metrics import (
     Metrics,
     box_metrics,
@@ -21,41 +20,18 @@ from mixtrain_jax.mixtraining.metrics import (
     half_metrics,
     teacher_metrics,
 )
-from mixtrain_jax.mixtraining.targets import BoxAssignment, combine, draw_anew, human_boxes, join
+from mixtrain_jax.mixtraining.targets import TeacherOutput, combine, draw_anew, human_boxes, join
 from mixtrain_jax.mixtraining.teacher import (
     TeacherPredictions,
-    back_to_weak,
-    balance_scores,
-    found_in_mirror,
-    keep_above,
+    confident_detections,
     make_ask_teacher,
     pseudo_boxes,
-    rate_boxes,
+    rate_human,
     teacher_predictions,
 )
 from mixtrain_jax.models.detector import Detector, bind
 from mixtrain_jax.models.roi_heads import AskTeacher
-from mixtrain_jax.types import Array, Batch, Detections, Params, SumOverDevices, Targets, View
-
-
-class TeacherOutput(NamedTuple):
-    """What the teacher made of the mixed half, for pictures and for counting.
-
-    Attributes:
-      detections: the teacher's above the threshold, in pixels of the weak view.
-      human: the human boxes, in pixels of the strong view.
-      ratings: [B, N] float32, the teacher's probability of each human box's class.
-      targets: what the student is trained to find in the strong view.
-      assignment: what became of each human and each pseudo box.
-      exact: [B] bool, False where the teacher had more candidates than it could weigh.
-    """
-
-    detections: Detections
-    human: Targets
-    ratings: Array
-    targets: Targets
-    assignment: BoxAssignment
-    exact: Array
+from mixtrain_jax.types import Array, Batch, Params, SumOverDevices, Targets, View
 
 
 class Supervision(NamedTuple):
@@ -98,33 +74,29 @@ def compute_gradients(
       sum_over_devices: sums arrays over all devices.
 
     Returns:
-      This device's share of the gradients, metrics over all devices, and what the teacher made of
-      this device's images (None in plain training).
+      This device's share of the gradients and of the metrics, and what the teacher made of its
+      images (None in plain training).
     """
+    student_key, teacher_key = jax.random.split(key)
     output, mixed = None, None
     of_teacher: Metrics = {}
     normal = human_supervision(batch.normal)
     if batch.weak is not None and batch.strong is not None:
         drop_path = config.teacher_drop_path
-        keys = image_keys(jax.random.fold_in(key, 1), batch.weak) if drop_path else None
+        keys = image_keys(teacher_key, batch.weak) if drop_path else None
         in_mixed, in_normal = predict_both_halves(model, teacher, batch, config, keys)
         criteria = compute_criteria(model, teacher, in_mixed, in_normal, config, sum_over_devices)
-        output, mixed = mixed_supervision(
+        output, mixed = teacher_supervision(
             model, teacher, in_mixed, batch.strong, config, criteria,
             rating_threshold=config.gt_score_threshold, soften=config.soft_background,
         )  # fmt: skip
         of_normal: Metrics = {}
         if in_normal is not None:
-            normal, of_normal = normal_supervision(
-                model, teacher, in_normal, config, criteria, sum_over_devices
-            )
-        of_teacher = of_normal | criteria_metrics(criteria) | teacher_metrics(
-            output.human, output.ratings, output.detections, output.exact, output.assignment,
-            batch.weak, sum_over_devices,
-        )  # fmt: skip
+            normal, of_normal = normal_supervision(model, teacher, in_normal, config, criteria)
+        of_teacher = of_normal | criteria_metrics(criteria) | teacher_metrics(output, batch.weak)
     differentiate = jax.value_and_grad(student_loss, has_aux=True)
     (_, metrics), grads = differentiate(
-        student, batch, normal, mixed, key, model, config, sum_over_devices
+        student, batch, normal, mixed, student_key, model, config, sum_over_devices
     )
     return grads, metrics | of_teacher, output
 
@@ -149,24 +121,24 @@ def predict_both_halves(
     return mixed, teacher_predictions(model, teacher, batch.normal, batch.normal)
 
 
-def mixed_supervision(
+def teacher_supervision(
     model: Detector,
     teacher: Params,
     predictions: TeacherPredictions,
-    strong: View,
+    view: View,
     config: Any,
     criteria: Criteria,
     *,
     rating_threshold: float,
     soften: bool,
 ) -> tuple[TeacherOutput, Supervision]:
-    """The teacher's part: its predictions in the weak view become targets for the strong one.
+    """The teacher's part: its predictions in its own view become targets for the student's.
 
     Args:
       model: the detector.
       teacher: its parameters.
-      predictions: in the weak view.
-      strong: the same images as the student sees them.
+      predictions: in its own view.
+      view: the same images as the student sees them.
       config: `config.mixtraining`.
       criteria: by which it is done.
       rating_threshold: human boxes rated at or below it are left out, unless the criteria have one;
@@ -176,31 +148,19 @@ def mixed_supervision(
     Returns:
       What the teacher made of the images, and what the student is trained on.
     """
-    human = human_boxes(strong)
-    features = predictions.features
-    weighed = balance_scores(predictions.detections, criteria.balance)
-    detections = keep_above(weighed, criteria.score_threshold)
-    if config.must_agree:
-        again = found_in_mirror(model, teacher, predictions.view, detections, config.agreement_iou)
-        detections = dataclasses.replace(detections, valid=again)
-    if config.rate_boxes == "weak":  # whole objects, also where the strong view cuts them
-        rated = Targets(predictions.view.boxes, human.labels, human.valid)
-    else:
-        rated = back_to_weak(human, features)
-    ratings = rate_boxes(
-        model, teacher, features, rated,
-        given_object=config.rate_given_object, balance=criteria.balance,
-    )  # fmt: skip
-    there = pseudo_boxes(predictions.detections, features, strong.size)
+    features, human = predictions.features, human_boxes(view)
+    detections = confident_detections(
+        model, teacher, predictions, config, criteria.score_threshold, criteria.balance
+    )
+    ratings = rate_human(model, teacher, predictions, view, config, criteria.balance)
+    there = pseudo_boxes(predictions.detections, features, view.size)
     pseudo = Targets(there.boxes, there.labels, there.valid & detections.valid)
     drawn = human
     if criteria.box_share is not None:
         drawn = draw_anew(human, there, criteria.box_share)
-    limit: Array | float | None = criteria.rating_threshold
-    if limit is None:
-        limit = rating_threshold or None
-    combined, assignment = combine(drawn, ratings, pseudo, config, limit)
-    output = TeacherOutput(detections, human, ratings, combined, assignment, predictions.exact)
+    limit = rating_limit(config, criteria, rating_threshold)
+    targets, assignment = combine(drawn, ratings, pseudo, config, limit)
+    output = TeacherOutput(detections, human, ratings, targets, assignment, predictions.exact)
     ask_teacher = None
     if soften:
         ask_teacher = make_ask_teacher(
@@ -221,7 +181,6 @@ def normal_supervision(
     predictions: TeacherPredictions,
     config: Any,
     criteria: Criteria,
-    sum_over_devices: SumOverDevices,
 ) -> tuple[Supervision, Metrics]:
     """What the normal half is trained on: its human boxes or, with `mend_normal`, mixed targets.
 
@@ -234,18 +193,16 @@ def normal_supervision(
       predictions: in the normal half.
       config: `config.mixtraining`.
       criteria: by which it is done.
-      sum_over_devices: sums arrays over all devices.
 
     Returns:
-      What the student is trained on, and metrics over all devices.
+      What the student is trained on, and this device's share of the metrics.
     """
     if config.mend_normal:
-        output, supervision = mixed_supervision(
+        output, supervision = teacher_supervision(
             model, teacher, predictions, predictions.view, config, criteria,
             rating_threshold=config.normal_gt_score_threshold, soften=config.soften_normal,
         )  # fmt: skip
-        counts = box_metrics(output.assignment, "_normal", sum_over_devices)
-        return supervision, counts
+        return supervision, box_metrics(output.assignment, "_normal")
     if config.soften_normal:
         human = human_boxes(predictions.view)
         nothing = Targets(human.boxes, human.labels, jnp.zeros_like(human.valid))
@@ -275,19 +232,20 @@ def student_loss(
       batch: this device's images.
       normal: what it is trained on in the normal half.
       mixed: the same of the strong view; None: there is no mixed half.
-      key: PRNG key of this step.
+      key: PRNG key of its stochastic depth and of the sampling of anchors and RoIs.
       model: the detector.
       config: `config.mixtraining`.
       sum_over_devices: sums arrays over all devices.
 
     Returns:
-      This device's share of the loss, and metrics over all devices.
+      This device's share of the loss and of the metrics.
     """
     strong = batch.strong
     views = batch.normal if strong is None else _join(batch.normal, strong)
-    keys = image_keys(key, views)
+    drop_key, sample_key = jax.random.split(key)
+    keys = image_keys(sample_key, views)
     detector = bind(model, student)
-    pyramid = detector.features(views.image, views.size, keys)
+    pyramid = detector.features(views.image, views.size, image_keys(drop_key, views))
 
     def half(name: str, rows: slice, view: View, supervision: Supervision) -> tuple[Array, Metrics]:
         levels = tuple(level[rows] for level in pyramid)
@@ -299,8 +257,7 @@ def student_loss(
             sum_over_devices,
             supervision.ask_teacher,
         )
-        measured = half_metrics(name, losses, records, sum_over_devices)
-        return sum(losses.values(), start=jnp.zeros(())), measured
+        return sum(losses.values(), start=jnp.zeros(())), half_metrics(name, losses, records)
 
     count = len(batch.normal.image)
     loss, metrics = half("normal", slice(0, count), batch.normal, normal)
@@ -308,7 +265,7 @@ def student_loss(
         more, of_mixed = half("mixed", slice(count, None), strong, mixed)
         loss += config.mixed_loss_weight * more
         metrics |= of_mixed
-    return loss, metrics | {"loss": sum_over_devices(loss)}
+    return loss, metrics | {"loss": loss}
 
 
 def image_keys(key: Array, view: View) -> Array:

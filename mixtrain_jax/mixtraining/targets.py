@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from mixtrain_jax.ops import boxes as box_ops
-from mixtrain_jax.types import Array, Targets, View
+from mixtrain_jax.types import Array, Detections, Targets, View
 
 SAME_OBJECT = 0.5  # IoU with which two boxes of a class are said to be of one object
 
 
 class BoxAssignment(NamedTuple):
-    """What became of each box of the mixed half; all are bool and False for padding.
+    """What became of each box of a half of the batch; all are bool and False for padding.
 
     Attributes:
       kept: [B, N] human boxes that are targets.
@@ -35,6 +35,26 @@ class BoxAssignment(NamedTuple):
     missing: Array
 
 
+class TeacherOutput(NamedTuple):
+    """What the teacher made of a half of the batch, for pictures and for counting.
+
+    Attributes:
+      detections: those of which pseudo boxes are made, in pixels of the teacher's view.
+      human: the human boxes, in pixels of the student's view.
+      ratings: [B, N] float32, the teacher's probability of each human box's class.
+      targets: what the student is trained to find in its view.
+      assignment: what became of each human and each pseudo box.
+      exact: [B] bool, False where the teacher had more candidates than it could weigh.
+    """
+
+    detections: Detections
+    human: Targets
+    ratings: Array
+    targets: Targets
+    assignment: BoxAssignment
+    exact: Array
+
+
 def human_boxes(view: View) -> Targets:
     """The boxes that people drew, in pixels of a view."""
     return Targets(view.boxes, view.labels, view.valid)
@@ -45,7 +65,7 @@ def combine(
     ratings: Array,
     pseudo: Targets,
     config: Any,
-    rating_threshold: Array | float | None,
+    rating_limit: Array | float | None,
 ) -> tuple[Targets, BoxAssignment]:
     """Joins human and pseudo boxes into the targets of a view.
 
@@ -54,17 +74,17 @@ def combine(
       ratings: [B, N] float32, the teacher's probability of each human box's class.
       pseudo: P pseudo boxes per image, in pixels of the view.
       config: `config.mixtraining`.
-      rating_threshold: rating at or below which a human box is left out; None: none is.
+      rating_limit: rating at or below which a human box is left out; None: none is.
 
     Returns:
       Targets with N + P slots, human boxes first, and what became of every box.
     """
     easy = human.valid
-    if config.mixed_augmentation and rating_threshold is not None:
-        easy &= ratings > rating_threshold
+    if rating_limit is not None:
+        easy &= ratings > rating_limit
     overlaps = box_ops.iou(human.boxes, pseudo.boxes) > config.iou_threshold
     overlaps &= human.valid[..., :, None] & pseudo.valid[..., None, :]
-    # At 1 every box is, as in the paper; one that is left out is at any threshold.
+    # With a threshold of 1 every box is, as in the paper; a box that is left out always is.
     all_of_them = config.replace_score_threshold >= 1
     replaceable = all_of_them | ~easy | (ratings <= config.replace_score_threshold)
     replaces = overlaps.any(-2) & ~(overlaps & ~replaceable[..., None]).any(-2)

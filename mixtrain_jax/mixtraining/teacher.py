@@ -1,17 +1,18 @@
-"""What the teacher does: it sees the weak view once, and is then asked three things.
+"""What the teacher does: it sees its view of the images, and is then asked three things.
 
 Which objects are there, how sure it is of each human box, and what it says of the RoIs the student
-learns from: how much they look like background or, beyond the paper, all it makes of them. Pure
-functions of the teacher's parameters and the weak view; nothing here has a gradient.
+learns from: how much they look like background or, beyond the paper, all it makes of them. Its
+view is the weak one; where it does the same for the normal half, teacher and student share a view.
+Pure functions of its parameters and the view; nothing here has a gradient.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mixtrain_jax.mixtraining.targets import SAME_OBJECT
+from mixtrain_jax.mixtraining.targets import SAME_OBJECT, human_boxes
 from mixtrain_jax.models.detector import Detector, bind
 from mixtrain_jax.models.roi_heads import AskTeacher, TeacherAnswer
 from mixtrain_jax.ops import boxes as box_ops
@@ -124,6 +125,31 @@ def found_in_mirror(
     return detections.valid & same.any(-1)
 
 
+def confident_detections(
+    model: Detector,
+    teacher: Params,
+    predictions: TeacherPredictions,
+    config: Any,
+    threshold: Array,
+    balance: Array | None,
+) -> Detections:
+    """The detections of which pseudo boxes are made: the others are no longer valid.
+
+    Args:
+      model: the detector.
+      teacher: its parameters.
+      predictions: in its view.
+      config: `config.mixtraining`; with `must_agree` they are found in the mirrored view too.
+      threshold: [] float32, their scores are above it.
+      balance: [classes] float32 by which the scores' odds are multiplied first, or None.
+    """
+    detections = keep_above(balance_scores(predictions.detections, balance), threshold)
+    if not config.must_agree:
+        return detections
+    again = found_in_mirror(model, teacher, predictions.view, detections, config.agreement_iou)
+    return dataclasses.replace(detections, valid=again)
+
+
 def pseudo_boxes(detections: Detections, features: TeacherFeatures, strong_size: Array) -> Targets:
     """Carries detections from the weak to the strong view; without area they are not valid."""
     boxes, seen = box_ops.transform(detections.boxes, features.to_strong, strong_size)
@@ -139,6 +165,35 @@ def back_to_weak(human: Targets, features: TeacherFeatures) -> Targets:
     """
     boxes, _ = box_ops.transform(human.boxes, features.to_weak, features.size)
     return Targets(boxes, human.labels, human.valid)
+
+
+def rate_human(
+    model: Detector,
+    teacher: Params,
+    predictions: TeacherPredictions,
+    student_view: View,
+    config: Any,
+    balance: Array | None,
+) -> Array:
+    """Rates the human boxes [B, N], in the place that `config.mixtraining.rate_boxes` names.
+
+    Args:
+      model: the detector.
+      teacher: its parameters.
+      predictions: in its view.
+      student_view: the same images as the student sees them.
+      config: `config.mixtraining`.
+      balance: [classes] float32, as in `rate_boxes`.
+    """
+    human = human_boxes(student_view)
+    if config.rate_boxes == "weak":  # whole objects, also where the strong view cuts them
+        rated = Targets(predictions.view.boxes, human.labels, human.valid)
+    else:
+        rated = back_to_weak(human, predictions.features)
+    return rate_boxes(
+        model, teacher, predictions.features, rated,
+        given_object=config.rate_given_object, balance=balance,
+    )  # fmt: skip
 
 
 def rate_boxes(

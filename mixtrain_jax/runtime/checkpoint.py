@@ -95,8 +95,8 @@ class Checkpoints:
         Args:
           step: of the checkpoint.
           metrics: what was found, "AP" among it.
-          scored: on what, in words. Scores on something else are forgotten: none of two is the
-            better one.
+          scored: on what, in words. Scores on something else are forgotten: the two cannot be
+            compared.
 
         Returns:
           How many were forgotten.
@@ -206,7 +206,7 @@ class Checkpoints:
 
     def restore_latest(
         self, target: TrainState, meta: dict[str, Any] | None = None
-    ) -> tuple[TrainState, int, dict[str, Any]] | None:
+    ) -> TrainState | None:
         """Reads the newest checkpoint, or the one before when the newest is damaged.
 
         A damaged one is renamed to `damaged-STEP`, with a warning, so that its step can be saved
@@ -217,7 +217,7 @@ class Checkpoints:
           meta: fields that must be the same in the checkpoint's meta, at any depth.
 
         Returns:
-          The state as numpy arrays, its step, and its meta; None when there is no checkpoint.
+          The state as numpy arrays; None when there is no checkpoint.
 
         Raises:
           UserError: the checkpoint is of another model, or none of several can be read.
@@ -240,7 +240,7 @@ class Checkpoints:
             for part, names in _parts(target).items()
         }
         state["step"] = np.array(step, np.int32)
-        return TrainState(**state), step, saved
+        return TrainState(**state)
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """Orbax's preservation policy: says which of the finished checkpoints stay.

@@ -105,7 +105,7 @@ class Monitor:
         """Whether the terminal has been silent for long: at the first step, and then by time."""
         return self._active and (self._told is None or time.perf_counter() - self._told >= OFTEN)
 
-    def tell(self, step: int, metrics: Mapping[str, Any]) -> None:
+    def print_line(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Prints the line that `log` would print, and writes nothing."""
         if not self._active:
             return

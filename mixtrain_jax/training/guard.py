@@ -6,6 +6,7 @@ from absl import logging
 
 from mixtrain_jax.data.sources.dataset import Dataset
 from mixtrain_jax.errors import UserError
+from mixtrain_jax.runtime.checkpoint import Checkpoints
 from mixtrain_jax.types import Batch
 
 
@@ -19,16 +20,22 @@ class BadSteps:
     Attributes:
       limit: so many bad steps in a row end training.
       consecutive: bad steps in a row so far.
-      last_good: the last step whose loss, gradient and update were finite; 0: none so far. What was
-        saved before it is good: its weights gave finite numbers. Of what was saved after it nobody
-        knows, as a finite update may be one that wrecks the weights.
     """
 
-    def __init__(self, limit: int, dataset: Dataset, last_good: int = 0):
+    def __init__(self, limit: int, dataset: Dataset, checkpoints: Checkpoints):
+        """Watches from the next step on.
+
+        Args:
+          limit: so many bad steps in a row end training.
+          dataset: of which the images of a bad step are named.
+          checkpoints: are told of the last step whose loss, gradient and update were finite. What
+            was saved before it is good: its weights gave finite numbers. Of what was saved after it
+            nobody knows, as a finite update may be one that wrecks the weights.
+        """
         self.limit = limit
         self.consecutive = 0
-        self.last_good = last_good
         self._dataset = dataset
+        self._checkpoints = checkpoints
         self._waiting: list[tuple[int, dict[str, Any], Batch]] = []
 
     def check(self, step: int, metrics: dict[str, Any], batch: Batch) -> None:
@@ -58,7 +65,7 @@ class BadSteps:
         for done, found, seen in previous:
             if not float(found["update/bad"]):
                 self.consecutive = 0
-                self.last_good = done
+                self._checkpoints.proven = done
                 continue
             self.consecutive += 1
             message = self._describe(done, found, seen)

@@ -67,34 +67,23 @@ def train(
     optimizer = make_optimizer(config.optimizer, config.model.backbone, config.steps)
     rate = make_schedule(config.optimizer, config.steps)
     checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint.keep)
-    meta = {
-        "categories": train_set.categories,
-        "config": config.to_dict(),
-        "exif": train_set.reading.exif,  # as its labels have it; other images are read alike
-    }
-
     labels = agreement.labels_of(train_set)
     restart.check(workdir, asked, config, checkpoints.newest_step(), allow_changes, labels)
-    fresh = partial(create_state, optimizer)
-    shapes = jax.eval_shape(lambda: fresh(detector.init(model, config.seed)))
+    shapes = jax.eval_shape(lambda: create_state(optimizer, detector.init(model, config.seed)))
     announce.announce_run(config, train_set, val_set, shapes, machine.this_machine(), workdir)
 
-    restored = checkpoints.restore_latest(shapes, {"categories": meta["categories"]})
-    if restored is not None:
-        host_state, start, _ = restored
-    else:
+    categories = train_set.categories
+    host_state = checkpoints.restore_latest(shapes, {"categories": categories})
+    if host_state is None:
         if not from_scratch:
             warm_start.require_weights(config)
-        start = 0
-        host_state = fresh(
-            warm_start.initial_parameters(
-                model, config.seed, config.init_from, train_set.categories, config
-            )
-        )
+        params = warm_start.initial_parameters(model, config, categories)
+        host_state = create_state(optimizer, params)
+    start = int(host_state.step)
     sets = [train_set] if val_set is None else [train_set, val_set]
     agreement.check(config, sets, start, host_state)
     state: TrainState = parallel.replicate(host_state)
-    del host_state, restored  # a whole state on the host
+    del host_state  # a whole state on the host
 
     read_errors = ReadErrors(config.data.max_bad_share, again=True)
     stream = own_batches(config, train_set, start, read_errors)
@@ -110,9 +99,14 @@ def train(
         page=partial(run_page.write, workdir, config, train_set),
     )
     compiling = announce.Compiling(monitor, stop)
-    guard = BadSteps(config.max_bad_steps, train_set, last_good=checkpoints.proven)
+    guard = BadSteps(config.max_bad_steps, train_set, checkpoints)
     validation = Validation(config, val_set, monitor, checkpoints)
-    names = fonts.drawable([str(category["name"]) for category in train_set.categories])
+    names = fonts.drawable([str(category["name"]) for category in categories])
+    meta = {
+        "categories": categories,
+        "config": config.to_dict(),
+        "exif": train_set.reading.exif,  # as its labels have it; other images are read alike
+    }
 
     with checkpoints, contextlib.closing(monitor), bad_numbers_explained(checkpoints):
         if start and validation.missed(start):  # the run was ended between saving and evaluating
@@ -144,18 +138,18 @@ def train(
             with compiling.of(batch):
                 state, metrics, output = train_step(state, sharded)
             guard.check(step, metrics, batch)
-            checkpoints.proven = guard.last_good
 
-            logging = due(step, config.log.every, config.steps)
-            if logging or monitor.overdue():
+            log_due = due(step, config.log.every, config.steps)
+            if log_due or monitor.overdue():
+                # What has no slash in its name is printed, in this order.
                 told = jax.device_get({"loss": metrics["loss"], "lr": rate(step - 1)} | metrics)
                 told["data/unreadable"] = read_errors.count
-                if logging:
+                if log_due:
                     monitor.log(step, told)
                 else:
-                    monitor.tell(step, told)
-            pictured = due(step, config.log.pictures_every, config.steps) or step == start + 1
-            if host == 0 and pictured:
+                    monitor.print_line(step, told)
+            picture_due = due(step, config.log.pictures_every, config.steps) or step == start + 1
+            if host == 0 and picture_due:
                 drawn = pictures.of_batch(batch, output, names, config.data)
                 monitor.picture(step, "train", drawn)
             stopping = checkpoints.reached_preemption(step) or (stop.requested and host_count == 1)
@@ -261,7 +255,5 @@ def prove_last(
     last = int(state.step)
     _, metrics, _ = train_step(state, sharded)
     guard.check(last + 1, metrics, batch)
-    checkpoints.proven = guard.last_good  # of what was saved before the last step
     guard.finish()
     checkpoints.note_all_proven(last)
-    checkpoints.proven = guard.last_good

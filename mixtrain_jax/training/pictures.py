@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mixtrain_jax.mixtraining.step import TeacherOutput
+from mixtrain_jax.mixtraining.targets import TeacherOutput
 from mixtrain_jax.models import pixels
 from mixtrain_jax.pages import draw
 from mixtrain_jax.runtime import parallel

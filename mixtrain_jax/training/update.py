@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import optax
 
 from mixtrain_jax.mixtraining.metrics import Metrics, Numbers, as_numbers
-from mixtrain_jax.mixtraining.step import TeacherOutput, compute_gradients
+from mixtrain_jax.mixtraining.step import compute_gradients
+from mixtrain_jax.mixtraining.targets import TeacherOutput
 from mixtrain_jax.models import pixels
 from mixtrain_jax.models.detector import Detector
 from mixtrain_jax.training import ema
@@ -94,17 +95,16 @@ def train_step(
     """
     teacher = ema.update(state.teacher, state.student, ema.momentum(config, state.step))
     key = jax.random.fold_in(jax.random.key(seed), state.step)
-    of_part = partial(
-        compute_gradients, model=model, config=config, sum_over_devices=sum_over_devices
-    )
 
     def gradients(part: Batch) -> tuple[Params, Metrics, TeacherOutput | None]:
-        seen = pixels.normalise(part, mean, std)
-        grads, metrics, output = of_part(state.student, teacher, seen, key)
-        return sum_over_devices(grads), metrics, output
+        return compute_gradients(
+            state.student, teacher, pixels.normalise(part, mean, std), key,
+            model=model, config=config, sum_over_devices=sum_over_devices,
+        )  # fmt: skip
 
-    grads, parts, output = in_parts(gradients, batch, accumulate)
-    metrics = as_numbers(parts)
+    own_grads, own_metrics, output = in_parts(gradients, batch, accumulate)
+    grads, sums = sum_over_devices((own_grads, own_metrics))
+    metrics = as_numbers(sums)
     updates, optimizer_state = optimizer.update(grads, state.optimizer, state.student)
     student = optax.apply_updates(state.student, updates)
 
@@ -139,7 +139,7 @@ def in_parts(
 ) -> tuple[Params, Metrics, TeacherOutput | None]:
     """Runs `gradients` on a batch, or on equal parts of it one after the other.
 
-    Gradients and metrics of the parts are averaged (of shares, both numbers, so that they are those
+    Gradients and metrics of the parts are averaged (of ratios both numbers, so that they are those
     of the whole batch); a part needs only its own share of the memory.
 
     Args:

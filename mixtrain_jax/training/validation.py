@@ -89,7 +89,7 @@ class Validation:
 
 
 def describe(config: Any, dataset: Dataset) -> str:
-    """What scores are on, in words: another text is scores of which none is the better one."""
+    """What scores are on, in words; scores with different texts cannot be compared."""
     which = "the teacher" if config.eval.weights == "teacher" else "the student"
     long, short = config.data.val.scale
     part = f"the first {config.eval.images} of " if config.eval.images else ""

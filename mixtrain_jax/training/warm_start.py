@@ -5,21 +5,12 @@ from typing import Any
 
 from absl import logging
 from flax import traverse_util
-from ml_collections import ConfigDict
 
-from mixtrain_jax.config import load
+from mixtrain_jax.config.trained import other_meanings
 from mixtrain_jax.errors import UserError
 from mixtrain_jax.models import detector
 from mixtrain_jax.runtime import checkpoint, parallel
 from mixtrain_jax.types import Params
-
-# Fields, by backbone, that change what arrays mean and not their shapes.
-PIXELS = ("data.channels", "data.mean", "data.std")
-ANCHORS = ("model.rpn.anchor_scale", "model.rpn.anchor_ratios")
-MEANINGS = {
-    "resnet": ("model.backbone.style", *PIXELS),
-    "swin": ("model.backbone.num_heads", "model.backbone.window_size", *PIXELS),
-}
 
 Name = tuple[str, ...]  # of an array in the tree of parameters
 
@@ -39,11 +30,7 @@ PRETRAINED = {
 
 
 def initial_parameters(
-    model: detector.Detector,
-    seed: int,
-    init_from: str,
-    categories: Sequence[Mapping[str, Any]] = (),
-    config: Any = None,
+    model: detector.Detector, config: Any, categories: Sequence[Mapping[str, Any]]
 ) -> Params:
     """Fresh parameters, or those of a checkpoint as far as they fit.
 
@@ -53,53 +40,33 @@ def initial_parameters(
 
     Args:
       model: the detector.
-      seed: of fresh parameters.
-      init_from: `config.init_from`; "" takes none.
+      config: the whole config: `seed` is that of fresh parameters, `init_from` names the
+        checkpoint ("": none), and fields that give its arrays another meaning are named in the log.
       categories: 'name' of each class to train on; (): unknown.
-      config: the whole config, of which fields that give arrays another meaning are named.
 
     Raises:
       UserError: there is no such checkpoint, or nothing in it fits.
     """
-    params = detector.init(model, seed)
-    if not init_from:
+    params = detector.init(model, config.seed)
+    if not config.init_from:
         return params
     ours = traverse_util.flatten_dict(params)
-    arrays, meta = checkpoint.load_weights(init_from)
+    arrays, meta = checkpoint.load_weights(config.init_from)
     taken = fitting(ours, traverse_util.flatten_dict(arrays))
     parts = {name[0] for name in taken}
-    differ = other_meanings(config, meta, parts) if config is not None else []
-    if differ:
-        logging.warning("%s was trained otherwise: %s", init_from, "; ".join(differ))
+    if differ := other_meanings(config, meta, parts):
+        logging.warning("%s was trained otherwise: %s", config.init_from, "; ".join(differ))
     if other_classes(meta.get("categories", ()), categories):
         last = ("logits",) if model.config.roi_head.class_agnostic else ("logits", "deltas")
         taken = {n: a for n, a in taken.items() if n[0] != "roi_head" or n[-2] not in last}
     if not taken:
-        raise UserError(f"config.init_from={init_from}: none of its arrays fits this model")
+        raise UserError(f"config.init_from={config.init_from}: none of its arrays fits this model")
     rest = ", ".join(outline(ours.keys() - taken.keys(), taken.keys()))
     parallel.say(
-        f"took {len(taken)} of {len(ours)} arrays from {init_from}"
+        f"took {len(taken)} of {len(ours)} arrays from {config.init_from}"
         + (f"; as initialised: {rest}" if rest else "")
     )
     return traverse_util.unflatten_dict(ours | taken)
-
-
-def other_meanings(config: Any, meta: Mapping[str, Any], parts: Collection[str]) -> list[str]:
-    """Says which fields give the same arrays another meaning than they had in their checkpoint.
-
-    Args:
-      config: the whole config.
-      meta: the checkpoint's, with the config it was trained by where it tells.
-      parts: of the model, those that arrays are taken for.
-    """
-    before = ConfigDict(meta.get("config") or {})
-    differ = []
-    names = MEANINGS.get(config.model.backbone.name, PIXELS)
-    for name in (*names, *(ANCHORS if "rpn" in parts else ())):
-        was, now = load.tuples(load.get(before, name)), load.tuples(load.get(config, name))
-        if was is not None and was != now:
-            differ.append(f"config.{name} is {now}, and was {was}")
-    return differ
 
 
 def fitting(ours: Mapping[Name, Any], theirs: Mapping[Name, Any]) -> dict[Name, Any]:

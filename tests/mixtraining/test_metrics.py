@@ -1,11 +1,12 @@
 """What the teacher's metrics say of boxes laid out by hand."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mixtrain_jax.mixtraining import metrics as measuring
-from mixtrain_jax.mixtraining.targets import BoxAssignment
+from mixtrain_jax.mixtraining.targets import BoxAssignment, TeacherOutput
 from mixtrain_jax.types import Detections, Targets, View
 
 
@@ -43,14 +44,14 @@ def of_teacher(devices=1):
         matrix=jnp.tile(jnp.diag(jnp.array([2.0, 2, 1])), (2, 1, 1)), labels=HUMAN.labels,
         valid=HUMAN.valid, index=jnp.arange(2),
     )  # fmt: skip
-    told = measuring.teacher_metrics(
-        HUMAN, RATINGS, FOUND, mask(1, 0), ASSIGNMENT, view, lambda x: x * devices
-    )
+    output = TeacherOutput(FOUND, HUMAN, RATINGS, HUMAN, ASSIGNMENT, mask(1, 0))
+    told = measuring.teacher_metrics(output, view)
+    told = jax.tree.map(lambda x: x * devices, told)
     return {name: float(value) for name, value in measuring.as_numbers(told).items()}
 
 
 @pytest.mark.parametrize("devices", [1, 3])
-def test_counts_are_an_image_and_shares_are_of_boxes(devices):
+def test_counts_are_an_image_and_ratios_are_of_boxes(devices):
     assert of_teacher(devices) == pytest.approx(
         {
             "boxes/kept": 1, "boxes/replaced": 0.5, "boxes/dropped": 1, "boxes/mending": 0.5,
@@ -62,8 +63,8 @@ def test_counts_are_an_image_and_shares_are_of_boxes(devices):
     )  # fmt: skip
 
 
-def test_where_there_is_nothing_shares_are_zero():
-    nothing = measuring.Share(jnp.float32(0), jnp.float32(0))
+def test_where_there_is_nothing_ratios_are_zero():
+    nothing = measuring.Ratio(jnp.float32(0), jnp.float32(0))
     assert measuring.as_numbers({"x": nothing, "y": jnp.float32(2)}) == {"x": 0, "y": 2}
-    half = measuring.Share(jnp.float32(0.2), jnp.float32(0.4))  # a mean over parts of a batch
+    half = measuring.Ratio(jnp.float32(0.2), jnp.float32(0.4))  # a mean over parts of a batch
     np.testing.assert_allclose(measuring.as_numbers({"x": half})["x"], 0.5)

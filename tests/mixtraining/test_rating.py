@@ -55,7 +55,7 @@ def rated(monkeypatch, which, matrix):
     weak, strong = view(BOXES, np.eye(3)), view(BOXES, matrix)
     criteria = Criteria(jnp.float32(0.9))
     look = teaching.teacher_predictions(None, None, weak, strong)
-    output, _ = steps.mixed_supervision(
+    output, _ = steps.teacher_supervision(
         None, None, look, strong, method, criteria, rating_threshold=0.9, soften=False
     )
     return asked[0], np.asarray(output.ratings[0])

@@ -71,7 +71,7 @@ def test_normal_half_ignores_the_mixed_half(world):
     @jax.jit
     def gradient(batch):
         look = teaching.teacher_predictions(model, state.teacher, batch.weak, batch.strong)
-        _, mixed = steps.mixed_supervision(
+        _, mixed = steps.teacher_supervision(
             model, state.teacher, look, batch.strong, method, Criteria(jnp.float32(0.9)),
             rating_threshold=0.9, soften=True,
         )  # fmt: skip

@@ -10,6 +10,7 @@ import pytest
 from mixtrain_jax.config import recipes
 from mixtrain_jax.mixtraining import step as stepping
 from mixtrain_jax.mixtraining import teacher as teaching
+from mixtrain_jax.mixtraining.metrics import as_numbers
 from mixtrain_jax.training import ema, update
 from mixtrain_jax.types import Batch, Detections, TrainState, View
 from tests.mixtraining import small
@@ -95,11 +96,11 @@ def look(monkeypatch):
             )
         config = recipes.base().mixtraining
         config.update({"gt_score_threshold": 0.0, "pseudo_score_threshold": 0.5, **fields})
-        out = stepping.compute_gradients(
+        grads, metrics, output = stepping.compute_gradients(
             STUDENT, TEACHER, BATCH, jax.random.key(0), config=config,
             model=types.SimpleNamespace(num_classes=2), sum_over_devices=one,
         )  # fmt: skip
-        return calls, out
+        return calls, (grads, as_numbers(metrics), output)
 
     return run
 

@@ -19,7 +19,8 @@ def saved(name):
 
 
 def newest_loss(workdir):
-    state, step, _ = local.restore(workdir)
+    state = local.restore(workdir)
+    step = int(state.step)
     local.assert_same(state, local.make_state(step))
     return step
 
@@ -107,8 +108,8 @@ def test_suspects_are_set_aside_and_the_newest_good_one_is_named(tmp_path):
         "suspect-4",
         "suspect-5",
     ]
-    state, step, _ = local.restore(tmp_path)
-    assert step == 2
+    state = local.restore(tmp_path)
+    assert state.step == 2
     assert np.array_equal(
         state.student["head"]["kernel"], local.make_state(2).student["head"]["kernel"]
     )

@@ -87,7 +87,7 @@ def test_lines_come_at_the_first_step_and_by_time(tmp_path, clock, capsys):
     for step in range(1, 13):
         clock.now += 4
         if m.overdue():
-            m.tell(step, {"loss": step})
+            m.print_line(step, {"loss": step})
             told.append(step)
     m.log(12, {"loss": 12})
     assert not m.overdue()

@@ -13,6 +13,11 @@ from mixtrain_jax.types import Batch
 DATASET = types.SimpleNamespace(image_ids=np.array([11, 22, 33]))
 
 
+def watch_over(limit, proven=0):
+    checkpoints = types.SimpleNamespace(proven=proven, note_all_proven=lambda step: None)
+    return BadSteps(limit, DATASET, checkpoints), checkpoints
+
+
 def batch(*rows):
     view = types.SimpleNamespace(index=np.array(rows))
     return Batch(normal=view)
@@ -23,7 +28,7 @@ def metrics(bad):
 
 
 def test_only_steps_in_a_row_count(caplog):
-    guard = BadSteps(2, DATASET)
+    guard, _ = watch_over(2)
     for step, bad in enumerate((1, 0, 1, 0, 1), 1):
         guard.check(step, metrics(bad), batch(0))
     assert guard.consecutive == 0
@@ -31,7 +36,7 @@ def test_only_steps_in_a_row_count(caplog):
 
 
 def test_the_last_of_a_row_is_named_with_losses_and_images():
-    guard = BadSteps(2, DATASET)
+    guard, _ = watch_over(2)
     guard.check(1, metrics(1), batch(0))
     guard.check(2, metrics(1), batch(1, 2))
     with pytest.raises(UserError) as told:
@@ -43,22 +48,22 @@ def test_the_last_of_a_row_is_named_with_losses_and_images():
 
 
 def test_a_finite_step_proves_what_was_saved_before_it_and_not_itself():
-    guard = BadSteps(3, DATASET)
+    guard, checkpoints = watch_over(3)
     for step, bad in enumerate((0, 0, 1, 1), 1):
         guard.check(step, metrics(bad), batch(0))
-    assert guard.last_good == 2  # so checkpoint 1 is good, and of 2 nobody knows
+    assert checkpoints.proven == 2  # so checkpoint 1 is good, and of 2 nobody knows
     assert guard.consecutive == 1
 
 
 def test_what_was_good_before_a_restart_stays_so():
-    guard = BadSteps(3, DATASET, last_good=7)
+    guard, checkpoints = watch_over(3, proven=7)
     for step in (9, 10, 11):
         guard.check(step, metrics(1), batch(0))
-        assert guard.last_good == 7
+        assert checkpoints.proven == 7
 
 
 def test_the_last_step_counts():
-    guard = BadSteps(10, DATASET)
+    guard, _ = watch_over(10)
     guard.check(1, metrics(0), batch(0))
     guard.check(2, metrics(1), batch(0))
     with pytest.raises(BadNumbers, match=r"step 2 has a loss .* number 1 in a row"):
@@ -67,10 +72,9 @@ def test_the_last_step_counts():
 
 def test_a_last_step_that_spoils_the_weights_does_not_put_those_before_it_in_doubt():
     """The step more is bad: only what the last step made is suspect, what it began with is not."""
-    guard = BadSteps(10, DATASET)
+    guard, checkpoints = watch_over(10)
     guard.check(16, metrics(0), batch(0))
     guard.check(17, metrics(0), batch(0))
-    checkpoints = types.SimpleNamespace(proven=guard.last_good)
     state = types.SimpleNamespace(step=17)
     with pytest.raises(BadNumbers):
         loop.prove_last(

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from mixtrain_jax.config import recipes
-from mixtrain_jax.mixtraining.step import TeacherOutput
-from mixtrain_jax.mixtraining.targets import BoxAssignment
+from mixtrain_jax.mixtraining.targets import BoxAssignment, TeacherOutput
 from mixtrain_jax.training import pictures
 from mixtrain_jax.types import Detections, Targets
 from tests.mixtraining import small

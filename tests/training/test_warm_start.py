@@ -18,16 +18,22 @@ def model():
     return detector.build(small.config().model)
 
 
+def start(model, source, categories=(), config=None):
+    config = config or small.config()
+    config.seed, config.init_from = 3, str(source)
+    return warm_start.initial_parameters(model, config, categories)
+
+
 def test_nothing_to_start_from_is_the_seed(model):
-    ours = warm_start.initial_parameters(model, seed=3, init_from="", categories=[])
+    ours = start(model, "")
     jax.tree.map(np.testing.assert_array_equal, ours, detector.init(model, 3))
 
 
 def test_a_backbone_alone_leaves_the_rest_as_initialised(model, tmp_path, capsys):
     params = jax.device_get(detector.init(model, 5))
     checkpoint.save_weights(tmp_path / "weights", {"backbone": params["backbone"]})
-    source = str(tmp_path / "weights")
-    ours = warm_start.initial_parameters(model, seed=3, init_from=source, categories=[])
+    source = tmp_path / "weights"
+    ours = start(model, source)
     jax.tree.map(np.testing.assert_array_equal, ours["backbone"], params["backbone"])
     jax.tree.map(np.testing.assert_array_equal, ours["rpn"], detector.init(model, 3)["rpn"])
     assert capsys.readouterr().out.endswith("; as initialised: fpn, roi_head, rpn\n")
@@ -38,11 +44,11 @@ def test_as_many_classes_of_other_names_leave_the_logits_as_initialised(model, t
     names = [{"id": i, "name": name} for i, name in enumerate(("cat", "dog", "owl"))]
     meta = {"categories": names}
     checkpoint.save_weights(tmp_path / "weights", params, meta=meta)
-    source = str(tmp_path / "weights")
-    same = warm_start.initial_parameters(model, 3, source, names)
+    source = tmp_path / "weights"
+    same = start(model, source, names)
     jax.tree.map(np.testing.assert_array_equal, same, params)
     capsys.readouterr()
-    ours = warm_start.initial_parameters(model, 3, source, names[::-1])
+    ours = start(model, source, names[::-1])
     fresh = detector.init(model, 3)
     heads = [params["roi_head"]["head0"] for params in (ours, fresh)]
     jax.tree.map(np.testing.assert_array_equal, *[head["logits"] for head in heads])
@@ -55,31 +61,29 @@ def test_what_gives_arrays_another_meaning_is_told(model, tmp_path, caplog):
     config = small.config()
     meta = {"config": json.loads(json.dumps(config.to_dict()))}
     checkpoint.save_weights(tmp_path / "weights", params, meta=meta)
-    source = str(tmp_path / "weights")
-    warm_start.initial_parameters(model, 3, source, (), config)
+    source = tmp_path / "weights"
+    start(model, source, config=config)
     assert "trained otherwise" not in caplog.text
     style = {"caffe": "pytorch", "pytorch": "caffe"}[config.model.backbone.style]
     config.model.backbone.style = style
     config.data.std = (1.0, 1.0, 1.0)
-    warm_start.initial_parameters(model, 3, source, (), config)
+    start(model, source, config=config)
     assert f"config.model.backbone.style is {style}, and was" in caplog.text
     assert "config.data.std is (1.0, 1.0, 1.0), and was (58.395, 57.12, 57.375)" in caplog.text
     assert "config.data.mean" not in caplog.text
     config.model.rpn.anchor_scale *= 2
-    warm_start.initial_parameters(model, 3, source, (), config)
+    start(model, source, config=config)
     assert "config.model.rpn.anchor_scale is" in caplog.text
     caplog.clear()
     checkpoint.save_weights(tmp_path / "backbone", {"backbone": params["backbone"]}, meta=meta)
-    warm_start.initial_parameters(model, 3, str(tmp_path / "backbone"), (), config)
+    start(model, tmp_path / "backbone", config=config)
     assert "anchor_scale" not in caplog.text and "style" in caplog.text
 
 
 def test_weights_of_something_else_are_refused(model, tmp_path):
     checkpoint.save_weights(tmp_path / "weights", {"head": {"kernel": np.zeros((3, 3))}})
     with pytest.raises(UserError, match="none of its arrays fits this model"):
-        warm_start.initial_parameters(
-            model, seed=0, init_from=str(tmp_path / "weights"), categories=[]
-        )
+        start(model, tmp_path / "weights")
 
 
 def test_parts_are_named_by_the_largest_that_is_whole():
@@ -93,7 +97,7 @@ def test_a_checkpoint_of_other_classes_gives_all_but_the_last_layers(model, tmp_
     params = jax.device_get(detector.init(model, 5))
     old, new = ([{"id": 1, "name": f"{kind} {i}"} for i in range(3)] for kind in ("old", "new"))
     checkpoint.save_weights(tmp_path / "weights", params, meta={"categories": old})
-    ours = warm_start.initial_parameters(model, 3, str(tmp_path / "weights"), new)
+    ours = start(model, tmp_path / "weights", new)
     head, theirs = ours["roi_head"]["head0"], params["roi_head"]["head0"]
     assert (head["logits"]["kernel"] != theirs["logits"]["kernel"]).any()
     np.testing.assert_array_equal(head["deltas"]["kernel"], theirs["deltas"]["kernel"])  # agnostic
