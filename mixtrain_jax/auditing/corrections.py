@@ -17,11 +17,12 @@ from mixtrain_jax.auditing.findings import (
     KINDS,
     MATCH_IOU,
     MISSING,
+    ONE_PLACE,
     PLACE,
     SPURIOUS,
     Findings,
 )
-from mixtrain_jax.auditing.labels import Bools, Floats, Ints, Labels
+from mixtrain_jax.auditing.labels import Bools, Floats, Ints, Labels, rows_by_image
 from mixtrain_jax.ops.numpy_boxes import area, iou
 
 THRESHOLD = 0.5  # a finding that is likelier right than wrong is worth applying
@@ -36,7 +37,8 @@ class Corrected:
       labels: sorted by image.
       source: [N] int32, the human box each one comes from; -1 for an added one.
       finding: [N] int32, the finding that changed or added it; -1 where nothing was changed.
-      removed: rows of the human boxes that are gone, ascending.
+      removed: rows of the human boxes that are gone, ascending: those that were to go, and those
+        that, renamed or moved, would double another.
       spared: rows of human boxes that were to go as duplicates and stay, since the box they double
         is gone already.
     """
@@ -51,32 +53,48 @@ class Corrected:
 def apply(human: Labels, findings: Findings, accepted: Bools) -> Corrected:
     """Applies the accepted findings; of two boxes that are each other's duplicate one stays.
 
+    First boxes are taken away, renamed and moved. One that then lies on another of its class, and
+    did not before, says the same again, and goes. Duplicates come last, so scores decide only which
+    of two that double each other stays.
+
     Args:
       human: the human boxes that were audited.
       findings: F findings.
       accepted: [F] bool.
     """
-    boxes, labels = human.boxes.copy(), human.labels.copy()
+    now = Labels(human.image, human.boxes.copy(), human.labels.copy())
     changed = np.full(len(human), -1, np.int32)
     gone = np.zeros(len(human), bool)
+    order = np.argsort(-findings.score, kind="stable")
+    falling = order[accepted[order] & (findings.human[order] >= 0)]
+    box_of, kind_of = findings.human, findings.kind
+
+    gone[box_of[falling[kind_of[falling] == SPURIOUS]]] = True
+    renamed, moved = (falling[kind_of[falling] == kind] for kind in (CLASS, PLACE))
+    now.labels[box_of[renamed]] = findings.labels[renamed]
+    now.boxes[box_of[moved]] = findings.boxes[moved]
+    others = falling[np.isin(kind_of[falling], (CLASS, PLACE))]
+    changed[box_of[others]] = others
+    of_image = rows_by_image(human.image, int(human.image.max(initial=-1)) + 1)
+    for box in box_of[others][::-1].tolist():
+        rows = of_image[human.image[box]]
+        rows = rows[~gone[rows]]
+        lies = _lies_on(now, box, rows, ONE_PLACE) & ~_lies_on(human, box, rows, ONE_PLACE)
+        gone[box] = lies.any()
+
     spared = []
-    chosen = np.flatnonzero(accepted & (findings.kind != MISSING))
-    for row in chosen[np.argsort(-findings.score[chosen], kind="stable")].tolist():
-        box, kind = int(findings.human[row]), int(findings.kind[row])
-        if kind == DUPLICATE and not _has_twin(human.image, boxes, labels, box, gone):
-            spared.append(box)
-        elif kind in (SPURIOUS, DUPLICATE):
+    for box in box_of[falling[kind_of[falling] == DUPLICATE]].tolist():
+        rows = of_image[human.image[box]]
+        if _lies_on(now, box, rows[~gone[rows]], MATCH_IOU).any():
             gone[box] = True
-        elif kind == CLASS:
-            labels[box], changed[box] = findings.labels[row], row
-        elif kind == PLACE:
-            boxes[box], changed[box] = findings.boxes[row], row
+        else:
+            spared.append(box)
     added = np.flatnonzero(accepted & (findings.kind == MISSING)).astype(np.int32)
     kept = np.flatnonzero(~gone).astype(np.int32)
     table = Labels(
         np.concatenate([human.image[kept], findings.image[added]]).astype(np.int32),
-        np.concatenate([boxes[kept], findings.boxes[added]]).astype(np.float32),
-        np.concatenate([labels[kept], findings.labels[added]]).astype(np.int32),
+        np.concatenate([now.boxes[kept], findings.boxes[added]]).astype(np.float32),
+        np.concatenate([now.labels[kept], findings.labels[added]]).astype(np.int32),
     )
     source = np.concatenate([kept, np.full(len(added), -1, np.int32)])
     finding = np.concatenate([changed[kept], added])
@@ -90,11 +108,10 @@ def apply(human: Labels, findings: Findings, accepted: Bools) -> Corrected:
     )
 
 
-def _has_twin(image: Ints, boxes: Floats, labels: Ints, row: int, gone: Bools) -> bool:
-    """Tells whether a box of the same class that is not gone lies on a box, as corrected so far."""
-    others = (image == image[row]) & (labels == labels[row]) & ~gone
-    others[row] = False
-    return bool((iou(boxes[row][None], boxes[others]) >= MATCH_IOU).any())
+def _lies_on(table: Labels, box: int, rows: Ints, least: float) -> Bools:
+    """On which boxes [n] of these rows, of its image, a box lies: others of its class."""
+    same = (table.labels[rows] == table.labels[box]) & (rows != box)
+    return same & (iou(table.boxes[box][None], table.boxes[rows])[0] >= least)
 
 
 def correct_coco(

@@ -60,6 +60,8 @@ class Look:
         """The same look with the ratings of these human boxes [n] alone."""
         if self.probabilities is None or self.refined is None:
             return self
+        if np.array_equal(rows, np.arange(len(self.refined))):
+            return self
         return Look(self.detections, self.probabilities[rows], self.refined[rows])
 
 

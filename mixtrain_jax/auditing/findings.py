@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from mixtrain_jax.auditing.dump import Look
-from mixtrain_jax.auditing.labels import Detections, Floats, Ints, Labels, rows_by_image
+from mixtrain_jax.auditing.labels import Bools, Detections, Floats, Ints, Labels, rows_by_image
 from mixtrain_jax.auditing.merging import Merged
 from mixtrain_jax.ops.numpy_boxes import iou, paired_iou
 
 KINDS = ("class", "place", "missing", "spurious", "duplicate")
 CLASS, PLACE, MISSING, SPURIOUS, DUPLICATE = range(len(KINDS))
 MATCH_IOU = 0.2  # below it a detection and a human box do not mean the same object
+ONE_PLACE = 0.7  # from it on two boxes are hardly of two objects
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,17 +208,17 @@ def human_evidence(human: Labels, merged: Merged, images: int) -> HumanEvidence:
 def _with_ratings(evidence: HumanEvidence, human: Labels, look: Look) -> HumanEvidence:
     if look.probabilities is None:
         return evidence
-    probabilities = np.asarray(look.probabilities, np.float64)
     rows = np.arange(len(human))
-    others = probabilities[:, :-1].copy()
+    probabilities = look.probabilities
+    others = probabilities[:, :-1].copy()  # of all classes: the largest table that there is
     others[rows, human.labels] = -1  # below every probability, for argmax
     kept = None if look.refined is None else paired_iou(human.boxes, look.refined)
     return dataclasses.replace(
         evidence,
-        own=probabilities[rows, human.labels],
-        other=np.maximum(others.max(axis=1, initial=0), 0),
+        own=probabilities[rows, human.labels].astype(np.float64),
+        other=np.maximum(others.max(axis=1, initial=0), 0).astype(np.float64),
         other_label=others.argmax(axis=1).astype(np.int32),
-        background=probabilities[:, -1],
+        background=probabilities[:, -1].astype(np.float64),
         kept=kept,
     )
 
@@ -266,7 +267,8 @@ def choose(
 
     A human box gets the likeliest kind that its matching allows: "class" needs another class that
     something speaks for, "place" a matched detection, "duplicate" another human box of its class
-    on the same object.
+    on the same object. Of missing boxes in one place, of whatever classes, the likeliest keeps its
+    score, and that of the others is 0.
 
     Args:
       human: H human boxes.
@@ -304,16 +306,33 @@ def choose(
     renamed = kind == CLASS
     labels[renamed] = proposal[renamed]
     rows = missing.detection
+    missing_score = np.where(
+        _likeliest_of_place(found, rows, missing_probability), missing_probability, 0
+    )
     findings = Findings(
         image=np.concatenate([human.image, found.image[rows]]).astype(np.int32),
         kind=np.concatenate([kind, np.full(len(rows), MISSING)]).astype(np.int8),
-        score=np.concatenate([score, missing_probability]).astype(np.float32),
+        score=np.concatenate([score, missing_score]).astype(np.float32),
         human=np.concatenate([np.arange(len(human)), np.full(len(rows), -1)]).astype(np.int32),
         detection=np.concatenate([evidence.match, rows]).astype(np.int32),
         boxes=np.concatenate([boxes, found.boxes[rows]]).astype(np.float32),
         labels=np.concatenate([labels, found.labels[rows]]).astype(np.int32),
     )
     return findings.take(np.argsort(-findings.score, kind="stable"))
+
+
+def _likeliest_of_place(found: Detections, rows: Ints, scores: Floats) -> Bools:
+    """Which [M] of some rows of the detections no likelier one of them lies on."""
+    order = np.argsort(-scores, kind="stable")
+    best = np.ones(len(rows), bool)
+    image = found.image[rows][order]
+    for those in rows_by_image(image, int(image.max(initial=-1)) + 1):
+        mine = order[those]  # by falling score
+        table = np.triu(iou(found.boxes[rows[mine]], found.boxes[rows[mine]]) >= ONE_PLACE, 1)
+        for place in range(len(mine)):
+            if best[mine[place]]:
+                best[mine[table[place]]] = False
+    return best
 
 
 def _images(a: Labels | Detections, b: Labels | Detections, images: int) -> list[tuple[Ints, Ints]]:

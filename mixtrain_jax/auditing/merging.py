@@ -14,6 +14,7 @@ from mixtrain_jax.auditing.labels import Detections, Floats, Ints, rows_by_image
 from mixtrain_jax.ops.numpy_boxes import iou
 
 SAME_IOU = 0.5  # of detections of two looks that mean one object
+TINY = 1e-12  # least score with which a box counts where boxes are averaged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +65,7 @@ def merge(looks: Sequence[Look], images: int) -> Merged:
     scores, agreement, steadiness = (np.zeros(len(groups)) for _ in range(3))
     for place, group in enumerate(groups):
         weights = joined.scores[group].astype(np.float64)
-        boxes[place] = np.average(joined.boxes[group], axis=0, weights=weights)
+        boxes[place] = np.average(joined.boxes[group], axis=0, weights=np.maximum(weights, TINY))
         scores[place] = weights.sum() / len(looks)
         agreement[place] = len(group) / len(looks)
         steadiness[place] = iou(boxes[place][None], joined.boxes[group]).mean()
@@ -108,4 +109,9 @@ def _groups(found: Detections, origin: Ints, rows: Ints) -> list[Ints]:
 def _mean(arrays: Sequence[Floats | None]) -> Floats | None:
     """Returns the mean of those that are there; None if none is."""
     there = [array for array in arrays if array is not None]
-    return np.mean(there, axis=0, dtype=np.float64) if there else None
+    if not there:
+        return None
+    total = there[0].astype(np.float64)
+    for array in there[1:]:  # without a copy of all of them
+        total += array
+    return total / len(there)

@@ -12,7 +12,8 @@ unlabeled data", KDD 2008). Images are judged by models that were fitted on othe
 Of missing boxes this finds a part: what people leave out is often another sort (small, cut by the
 border) than what they draw, and then a box that is taken away does not look like one that is
 missing. The few numbers that missing boxes are judged by mean much the same to other detectors, so
-fitted models judge them too, and those count by which more is missing.
+fitted models judge them too, and those count by which more is missing. Boxes that people drew twice
+are judged so as well: planted ones are few, and are no exact copies.
 """
 
 import dataclasses
@@ -30,6 +31,8 @@ from mixtrain_jax.errors import UserError
 
 SHARE = 0.1  # of the boxes, for each kind of planted error
 IMAGES = 2000  # that errors are planted into, at most
+EMPTY = 0.1  # share of these without boxes, where images drawn by chance have too few boxes
+ENOUGH = 2000  # boxes in these images, where there are so many
 FEWEST = 20  # planted errors of a kind that can tell how common the labels' own are
 PARTS = 2  # of the images; each is judged by the models of the other
 QUANTILES = np.arange(0.4, 0.75, 0.05)  # of planted errors, where the factor is counted
@@ -46,7 +49,9 @@ def check_enough(boxes: int) -> None:
         )
 
 
-def plant(human: Labels, sizes: Ints, classes: int, images: Bools, seed: int = 0) -> Planted:
+def plant(
+    human: Labels, sizes: Ints, classes: int, images: Bools, seed: int = 0
+) -> tuple[Planted, Ints]:
     """Plants errors of all kinds but duplicates into a copy of the labels of some images.
 
     Args:
@@ -57,12 +62,19 @@ def plant(human: Labels, sizes: Ints, classes: int, images: Bools, seed: int = 0
       seed: of the images and of the errors.
 
     Returns:
-      The labels of the images that were taken, with errors.
+      The labels of the images that were taken, with errors, and the rows of these images,
+      ascending. In some of them no label may be left, or there was none.
 
     Raises:
       UserError: there are too few boxes to learn from.
     """
-    chosen = np.random.default_rng(seed).permutation(np.flatnonzero(images))[:IMAGES]
+    count = np.bincount(human.image, minlength=len(images))
+    order = np.random.default_rng(seed).permutation(np.flatnonzero(images))
+    chosen = order[:IMAGES]
+    if count[chosen].sum() < ENOUGH:
+        full, empty = order[count[order] > 0], order[count[order] == 0]
+        full = full[: IMAGES - min(len(empty), round(EMPTY * IMAGES))]
+        chosen = np.concatenate([full, empty[: IMAGES - len(full)]])
     chosen.sort()
     rows = np.flatnonzero(np.isin(human.image, chosen))
     check_enough(len(rows) if len(chosen) >= PARTS else 0)
@@ -74,7 +86,7 @@ def plant(human: Labels, sizes: Ints, classes: int, images: Bools, seed: int = 0
     if classes == 1:  # of which none can be another
         table = dataclasses.replace(table, labels=np.zeros_like(table.labels))
     source = np.where(made.source >= 0, rows[made.source], -1)
-    return Planted(table, source.astype(np.int32))
+    return Planted(table, source.astype(np.int32)), chosen
 
 
 def example(
@@ -85,14 +97,13 @@ def example(
     Args:
       planted: as `plant` returns it.
       human: the labels it was made of.
-      images: [I] bool, the images that were looked at.
+      images: [I] bool, those that `plant` took and that were looked at.
       look: with the planted labels.
       views: further looks.
     """
-    known = images & np.isin(np.arange(len(images)), planted.labels.image)
     errors = measure.planted(planted, human, len(images))
-    missing = errors.missing.take(known[errors.missing.image])
-    errors = dataclasses.replace(errors, images=known, missing=missing)
+    missing = errors.missing.take(images[errors.missing.image])
+    errors = dataclasses.replace(errors, images=images, missing=missing)
     return calibrate.with_duplicates(Example(planted.labels, look, views, errors), 0)
 
 
@@ -112,7 +123,7 @@ def rank(
       views: further looks.
       images: how many there are.
       planted: errors in a copy of these labels, with the same looks.
-      models: whose second of each level judges missing boxes too; None: the package's.
+      models: that judge missing and doubled boxes too; None: the package's.
     """
     evidence = ranking.gather(human, look, views, images)
     people, missing, merged, level = evidence
@@ -127,6 +138,7 @@ def rank(
         (part[human.image], part[table.image]),
         known[human.image],
     )
+    of_human = _with_duplicates(of_human, ranking.human_chances(people, level, models))
     image = merged.detections.image[missing.detection]
     by_own = _probabilities(
         ranking.missing_features(missing, level),
@@ -139,6 +151,16 @@ def rank(
     by_models = ranking.missing_chances(missing, level, models)
     of_missing = max(by_own, by_models, key=lambda chances: chances[:, 1].sum())
     return ranking.made_of(human, evidence, of_human, of_missing)
+
+
+def _with_duplicates(by_own: Floats, by_models: Floats) -> Floats:
+    """Probabilities [H, C], of duplicates those that find more; the others share the rest."""
+    column = OUTCOMES.index("duplicate")
+    double = max(by_own[:, column], by_models[:, column], key=np.sum)
+    rest = 1 - by_own[:, column]
+    scaled = by_own * np.where(rest > 0, (1 - double) / np.maximum(rest, _LEAST), 0)[:, None]
+    scaled[:, column] = double
+    return scaled
 
 
 def _probabilities(
@@ -162,6 +184,8 @@ def _probabilities(
     odds, of_planted = np.zeros((len(features), count)), np.zeros((len(planted), count))
     for part in range(PARTS):
         others = parts[1] != part
+        if not others.any():  # nothing to learn from
+            continue
         model = calibrate.fit(planted[others], outcomes[others], count)
         for rows, inside, result in (
             (features, parts[0] == part, odds),

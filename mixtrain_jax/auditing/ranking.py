@@ -98,9 +98,17 @@ def rank(
     """
     evidence = gather(human, look, views, images)
     people, missing, _, level = evidence
+    of_human = human_chances(people, level, models)
+    return made_of(human, evidence, of_human, missing_chances(missing, level, models))
+
+
+def human_chances(
+    people: HumanEvidence, level: str, models: dict[str, Any] | None = None
+) -> Floats:
+    """Returns [H, C] the chances of each of `OUTCOMES` of each human box."""
     model, _ = (models or load())[level]
-    probabilities, _ = adjust(model(human_features(people, level)), model.shares)
-    return made_of(human, evidence, probabilities, missing_chances(missing, level, models))
+    chances, _ = adjust(model(human_features(people, level)), model.shares)
+    return chances
 
 
 def missing_chances(

@@ -13,6 +13,7 @@ from mixtrain_jax.auditing import calibrate, corrections, files, labels, own, ra
 from mixtrain_jax.auditing import dump as dumps
 from mixtrain_jax.auditing.dump import Dump, Look
 from mixtrain_jax.auditing.findings import MATCH_IOU
+from mixtrain_jax.auditing.noise import Planted
 from mixtrain_jax.config import load
 from mixtrain_jax.config.resolve import resolve
 from mixtrain_jax.data.sources.dataset import Dataset
@@ -84,6 +85,10 @@ def audit(
     target = output / "corrected.json"
     corrected.keep_apart(target, asked.data)
     human, places, _ = labels.from_coco(dataset.ground_truth, dataset.name)
+    planted = None
+    if by_own(calibration):  # before anything is looked at, as there may be too few boxes
+        every = np.ones(len(dataset), bool)
+        planted = own.plant(human, dataset.sizes, len(dataset.categories), every)
     looked, blind = _looks(asked, dataset, judges, human)
     first, *others = looked.values()
     judged = np.flatnonzero(~np.isin(human.image, blind))
@@ -93,9 +98,9 @@ def audit(
         [other.of_human(judged) for other in others],
         len(dataset),
     )
-    if by_own(calibration):
-        planted = _planted(asked, dataset, judges, human, blind)
-        ranked = own.rank(*evidence, planted, models)
+    if planted:
+        known = _look_at_planted(asked, dataset, judges, human, *planted)
+        ranked = own.rank(*evidence, known, models)
     else:
         ranked = ranking.rank(*evidence, models)
     of_human = ranked.findings.human.copy()
@@ -150,23 +155,22 @@ def read_calibration(calibration: str) -> dict[str, Any] | None:
 Seen = dict[int, tuple[np.ndarray, ...]]  # by row, as `looks.look` returns it
 
 
-def _planted(
+def _look_at_planted(
     asked: ConfigDict,
     dataset: Dataset,
     judges: Sequence[Judge],
     human: labels.Labels,
-    blind: np.ndarray,
+    planted: Planted,
+    rows: np.ndarray,
 ) -> calibrate.Example:
-    """Errors planted into a copy of the labels, and what the detectors see of them."""
-    every = np.arange(len(dataset))
-    planted = own.plant(human, dataset.sizes, len(dataset.categories), ~np.isin(every, blind))
-    rows = np.unique(planted.labels.image)
+    """What the detectors see of the errors that were planted into these images [n]."""
     part = [judge._replace(rows=np.intersect1d(judge.rows, rows)) for judge in judges]
     parallel.say(f"errors are planted into a copy of the labels of {len(rows)} images")
     looked, missed = _looks(
         asked, dataset, [judge for judge in part if len(judge.rows)], planted.labels
     )
     first, *others = looked.values()
+    every = np.arange(len(dataset))
     seen = np.isin(every, rows) & ~np.isin(every, missed)
     return own.example(planted, human, seen, first, others)
 

@@ -114,6 +114,62 @@ def test_a_box_whose_twin_is_renamed_or_moved_away_is_no_duplicate(twin):
     assert len(result.labels) == 2
 
 
+@pytest.mark.parametrize("scores", [(0.9, 0.7), (0.7, 0.9)])
+@pytest.mark.parametrize(
+    ("twin", "left", "spared"),
+    [
+        ((0, SPURIOUS, None, 0, (50, 50, 70, 70), 0), [1], [1]),
+        ((0, CLASS, None, 0, (50, 50, 70, 70), 1), [0, 1], [1]),
+        ((0, PLACE, None, 0, (10, 50, 30, 70), 0), [0, 1], [1]),
+    ],
+)
+def test_whichever_score_is_higher_the_same_boxes_stay(twin, left, spared, scores):
+    """Else an object loses both of its boxes: one as a duplicate, then the other as spurious."""
+    pair = COCO | {"annotations": COCO["annotations"][2:4]}
+    human, _, _ = from_coco(pair, "labels.json")
+    image, kind, _, row, box, label = twin
+    rows = findings(
+        (image, kind, scores[0], row, box, label),
+        (0, DUPLICATE, scores[1], 1, (51, 50, 71, 70), 0),
+    )
+    result = corrections.apply(human, rows, np.ones(2, bool))
+    assert result.source.tolist() == left and result.spared.tolist() == spared
+
+
+@pytest.mark.parametrize(
+    ("found", "left"),
+    [
+        # A dog becomes a cat where the cat has a box already.
+        ([(0, CLASS, 0.9, 0, (50, 50, 70, 70), 0)], [1, 2]),
+        ([(0, PLACE, 0.9, 2, (51, 50, 71, 70), 0)], [0, 1]),  # another cat moved onto it
+        ([(0, CLASS, 0.9, 0, (50, 50, 70, 70), 2)], [0, 1, 2]),
+        # Both are renamed to the same: the likelier stays.
+        (
+            [(0, CLASS, 0.7, 0, (50, 50, 70, 70), 2), (0, CLASS, 0.9, 1, (51, 50, 71, 70), 2)],
+            [1, 2],
+        ),
+    ],
+)
+def test_an_object_drawn_twice_under_two_names_has_one_box_in_the_end(found, left):
+    """As dog and as cat; a third box is far away."""
+    drawn = [[50, 50, 20, 20], [51, 50, 20, 20], [5, 5, 20, 20]]
+    annotations = [
+        {"id": n, "image_id": 7, "category_id": (5, 2, 2)[n], "bbox": box}
+        for n, box in enumerate(drawn)
+    ]
+    human, _, _ = from_coco(COCO | {"annotations": annotations}, "labels.json")
+    result = corrections.apply(human, findings(*found), np.ones(len(found), bool))
+    assert result.source.tolist() == left
+    assert sorted([*left, *result.removed.tolist()]) == [0, 1, 2]
+
+
+def test_boxes_that_lay_on_each_other_before_are_left_to_the_finding_of_duplicates():
+    pair = COCO | {"annotations": COCO["annotations"][2:4]}
+    human, _, _ = from_coco(pair, "labels.json")
+    moved = findings((0, PLACE, 0.9, 0, (52, 50, 72, 70), 0))
+    assert len(corrections.apply(human, moved, np.ones(1, bool)).removed) == 0
+
+
 def test_corrections_are_applied_and_one_of_two_duplicates_stays():
     result = corrections.apply(HUMAN, FOUND, FOUND.score >= 0.5)
     np.testing.assert_array_equal(result.removed, [1])

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import scipy.optimize
 
 from mixtrain_jax.auditing import findings as finding
@@ -141,6 +142,21 @@ def test_each_kind_proposes_what_should_be_there():
     np.testing.assert_allclose(result.boxes[1], [0, 0, 10, 8])  # the detection's
     np.testing.assert_allclose(result.boxes[0], human.boxes[3])  # only the class is wrong
     np.testing.assert_allclose(result.score, [0.9, 0.8, 0.7, 0.5, 0.1], atol=1e-6)
+
+
+def test_of_missing_boxes_in_one_place_the_likeliest_is_found():
+    """A detector that wavers between two classes sees one object."""
+    look = Look(
+        detections(
+            (0, 0.9, 0, 0, 10, 10), (1, 0.8, 0, 0, 10, 9), (1, 0.7, 40, 0, 50, 10),
+            (2, 0.6, 45, 0, 55, 10), (2, 0.5, 0, 1, 10, 10),
+        )
+    )  # fmt: skip
+    evidence, missing = found(labels(), look)
+    chances = np.array([0.6, 0.7, 0.8, 0.9, 0.65])
+    result = finding.choose(labels(), look, evidence, missing, np.zeros((0, 5)), chances)
+    by_row = dict(zip(result.detection.tolist(), result.score.tolist()))
+    assert by_row == pytest.approx({0: 0, 1: 0.7, 2: 0.8, 3: 0.9, 4: 0})
 
 
 def test_a_kind_that_the_matching_rules_out_is_never_chosen():

@@ -35,9 +35,10 @@ def audited(seed, share, images=400, timid=False, planted_into=None):
     may = np.ones(images, bool)
     if planted_into is not None:
         may[planted_into:] = False
-    planted = own.plant(human, sizes, simulated.CLASSES, may)
+    planted, taken = own.plant(human, sizes, simulated.CLASSES, may)
+    assert may[taken].all()
     third, fourth = looks(clean, planted.labels, sizes, timid)
-    known = own.example(planted, human, may, third, [fourth])
+    known = own.example(planted, human, np.isin(np.arange(images), taken), third, [fourth])
     by_own = own.rank(human, first, [second], images, known)
     return errors, by_own, ranking.rank(human, first, [second], images)
 
@@ -75,7 +76,8 @@ def test_missing_boxes_count_by_which_more_is_missing(monkeypatch):
     assert by_package.shares["missing"] < 0.01
     assert by_own.missing == pytest.approx(len(errors.missing), rel=0.4)
     monkeypatch.setattr(own, "FEWEST", 10_000)
-    monkeypatch.setattr(own, "plant", lambda *args: noise.plant(*args[:3], own.SHARE, 0))
+    every = np.arange(400)
+    monkeypatch.setattr(own, "plant", lambda *args: (noise.plant(*args[:3], own.SHARE, 0), every))
     _, by_own, by_package = audited(3, 0.1)
     assert by_own.missing == by_package.missing > 0
 
@@ -91,14 +93,51 @@ def test_of_many_images_a_part_is_enough(monkeypatch):
     assert by_own.shares["class"] == pytest.approx(0.1, abs=0.04)
     monkeypatch.setattr(own, "IMAGES", 50)
     clean, sizes = simulated.truth(1, 200)
-    planted = own.plant(clean, sizes, simulated.CLASSES, np.arange(200) >= 20)
-    assert len(np.unique(planted.labels.image)) <= 50 and planted.labels.image.min() >= 20
+    planted, taken = own.plant(clean, sizes, simulated.CLASSES, np.arange(200) >= 20)
+    assert len(taken) == 50 and taken.min() >= 20
+    assert np.isin(planted.labels.image, taken).all()
+
+
+def test_where_boxes_are_rare_images_with_some_are_taken_first(monkeypatch):
+    """Of 3,000 images 300 have a box: a tenth of what is drawn by chance would be too few."""
+    rng = np.random.default_rng(0)
+    image = np.sort(rng.choice(3000, 300, replace=False)).astype(np.int32)
+    corner = rng.uniform(0, 100, (300, 2))
+    boxes = np.concatenate([corner, corner + 50], axis=1).astype(np.float32)
+    human = Labels(image, boxes, rng.integers(0, simulated.CLASSES, 300).astype(np.int32))
+    sizes = np.full((3000, 2), simulated.SIDE, np.int32)
+    monkeypatch.setattr(own, "IMAGES", 500)
+    planted, taken = own.plant(human, sizes, simulated.CLASSES, np.ones(3000, bool))
+    assert np.isin(image, taken).all() and len(taken) == len(np.unique(taken)) == 500
+    # An image whose only label was taken away is among those that were planted into.
+    dropped = planted.dropped(human)
+    looked = np.isin(np.arange(3000), taken)
+    known = own.example(planted, human, looked, *_nothing(planted.labels, sizes))
+    assert len(known.errors.missing) == len(dropped) == 30
+
+
+@pytest.mark.parametrize("images", [90, 400])
+def test_boxes_that_people_drew_twice_are_found(images):
+    """Few or many, and exact copies: the labels' own twins look right to models fitted to them."""
+    clean, sizes = simulated.truth(3, images)
+    twins = np.arange(0, len(clean), 20)
+    order = np.sort(np.concatenate([np.arange(len(clean)), twins]))
+    human = clean.take(order)
+    first, second = looks(clean, human, sizes, False)
+    planted, taken = own.plant(human, sizes, simulated.CLASSES, np.ones(images, bool))
+    third, fourth = looks(clean, planted.labels, sizes, False)
+    known = own.example(planted, human, np.isin(np.arange(images), taken), third, [fourth])
+    found = own.rank(human, first, [second], images, known).findings
+    double = found.human[(found.kind == finding.DUPLICATE) & (found.score >= 0.5)]
+    right = set(order[double].tolist()) & set(twins.tolist())
+    assert len(right) > 0.8 * len(twins) and set(order[double].tolist()) <= set(twins.tolist())
 
 
 def test_what_is_planted_names_where_it_came_from():
     clean, sizes = simulated.truth(1, 120)
     images = np.arange(120) % 2 == 0
-    planted = own.plant(clean, sizes, simulated.CLASSES, images)
+    planted, taken = own.plant(clean, sizes, simulated.CLASSES, images)
+    assert taken.tolist() == np.flatnonzero(images).tolist()
     known = own.example(planted, clean, images, *_nothing(planted.labels, sizes))
     kinds = known.errors.kinds
     count = round(own.SHARE * images[clean.image].sum())
@@ -118,7 +157,7 @@ def _nothing(labels, sizes):
 def test_of_one_class_none_is_another():
     clean, sizes = simulated.truth(1, 100)
     one = Labels(clean.image, clean.boxes, np.zeros_like(clean.labels))
-    planted = own.plant(one, sizes, 1, np.ones(100, bool))
+    planted, _ = own.plant(one, sizes, 1, np.ones(100, bool))
     assert not planted.labels.labels.any() and planted.moved(one).any()
 
 
