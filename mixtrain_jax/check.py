@@ -56,7 +56,7 @@ def main(flags: argparse.Namespace) -> int:
     print(f"wrote {' and '.join(written)}")
     if plan is not None:
         _write(flags, recipe.text(plan, found, here, flags.write))
-        print(f"train with:\n  {recipe.train_command(here, flags.write, config.batch_size)}")
+        print(f"train with:\n  {recipe.train_command(here, flags.write, config)}")
     return 0 if report.can_start(problems) else CANNOT_START
 
 

@@ -28,7 +28,7 @@ def main(flags: argparse.Namespace) -> None:
 
     from mixtrain_jax import process
     from mixtrain_jax.evaluation import detect, error_page
-    from mixtrain_jax.evaluation.evaluate import evaluate, suffix
+    from mixtrain_jax.evaluation.evaluate import evaluate, keep_foreign, suffix
     from mixtrain_jax.runtime import parallel, storage
 
     process.prepare(flags.config, alone=flags.coordinator is None)
@@ -39,6 +39,8 @@ def main(flags: argparse.Namespace) -> None:
         folder /= f"on_{place.parent.name}_{place.stem if storage.is_file(place) else place.name}"
     output = epath.Path(flags.output or folder / f"detections{suffix(flags.split)}.json")
     with parallel.abort_all_on_error(), memory_in_one_line(detect.LESS_MEMORY):
+        if not (flags.workdir or flags.output):  # the current directory is no run's
+            keep_foreign(output, flags.split)
         if flags.page:
             error_page.require()
         weights = detect.read_weights(source, detect.which_weights(None, flags.config))

@@ -1,6 +1,7 @@
 """The three commands from files to files: train, stop, resume, evaluate, predict."""
 
 import argparse
+import copy
 import json
 import pathlib
 import re
@@ -17,7 +18,8 @@ from mixtrain_jax.config import saved
 from mixtrain_jax.config.resolve import resolve
 from mixtrain_jax.data.sources.load import load_dataset
 from mixtrain_jax.errors import STOPPED, UserError
-from mixtrain_jax.evaluation import coco
+from mixtrain_jax.evaluation import coco, detect
+from mixtrain_jax.evaluation import predict as predicting
 from mixtrain_jax.models import detector
 from mixtrain_jax.runtime import checkpoint, parallel
 from mixtrain_jax.training import validation, warm_start
@@ -241,11 +243,67 @@ def test_predict_writes_pictures_and_json(finished, shapes, tmp_path):
         assert all(found["category"] in names for found in entry["detections"])
 
 
+def test_a_picture_that_cannot_be_written_loses_no_detections(
+    finished, shapes, tmp_path, monkeypatch
+):
+    images = sorted(map(str, (shapes / "val").glob("*.jpg")))[:2]
+    draw = predicting._draw
+
+    def draw_one(dataset, row, found, *rest):
+        if found.path == images[1]:
+            raise ValueError("encoder error")
+        draw(dataset, row, found, *rest)
+
+    monkeypatch.setattr(predicting, "_draw", draw_one)
+    arguments = flags(
+        shapes, None, checkpoint=str(finished), weights="teacher", threshold=0.05,
+        output=str(tmp_path), images=images, save_as="jpg", format="json",
+    )  # fmt: skip
+    with pytest.raises(UserError, match=f"1 of 2 pictures .*{images[1]}.*encoder error"):
+        predict.main(arguments)
+    report = json.loads((tmp_path / "detections.json").read_text())
+    assert [entry["image"] for entry in report] == images
+    assert [path.name for path in tmp_path.glob("*.jpg")] == [pathlib.Path(images[0]).name]
+
+
+def test_a_config_that_is_not_the_checkpoints_is_told_what_that_was_trained_by(
+    finished, shapes, caplog
+):
+    weights = detect.read_weights(str(finished), "student")
+    meta = copy.deepcopy(weights.meta)
+    meta["config"]["data"]["white"] = 4095
+    weights = weights._replace(meta=meta)
+    asked = tiny.get_config(shapes)
+    assert detect.as_trained(asked, weights).data.white == 4095 and "otherwise" not in caplog.text
+    asked.data.white = 1023
+    asked.data.channels = "bgr"
+    assert detect.as_trained(asked, weights).data.white == 1023
+    assert "was trained otherwise: config.data.channels is bgr, and was rgb" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "detections.json"])
+def test_evaluating_a_checkpoint_writes_over_no_file_of_another(
+    finished, shapes, tmp_path, monkeypatch, name
+):
+    monkeypatch.chdir(tmp_path)
+    asked = flags(shapes, None, checkpoint=str(finished))
+    asked.workdir = None
+    (tmp_path / name).write_text('{"precious": 1}')
+    with pytest.raises(UserError, match=r"no evaluation wrote it; .* --output"):
+        evaluate.main(asked)
+    assert (tmp_path / name).read_text() == '{"precious": 1}'
+    (tmp_path / name).unlink()
+    for _ in range(2):
+        evaluate.main(asked)
+        assert json.loads((tmp_path / "metrics.json").read_text())["of"]["weights"] == "student"
+
+
 def test_init_from_takes_what_fits_and_says_what_not(finished, shapes, tmp_path, capsys):
     asked = tiny.get_config(shapes)
     classes = len(load_dataset(asked.data, "train").categories)
-    model = detector.build(resolve(asked, classes=classes + 1).model)
-    params = warm_start.initial_parameters(model, seed=0, init_from=str(finished))
+    asked.init_from = str(finished)
+    config = resolve(asked, classes=classes + 1)
+    params = warm_start.initial_parameters(detector.build(config.model), config, ())
     said = capsys.readouterr().out
     assert "as initialised: roi_head/head0/logits\n" in said
     loaded, meta = checkpoint.load_weights(finished)

@@ -9,6 +9,7 @@ asked to.
 
 import contextlib
 import io
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -75,6 +76,13 @@ def with_original_ids(entries: list[dict[str, Any]], dataset: Dataset) -> list[d
     ]
 
 
+def _matchable(annotation: dict[str, Any]) -> dict[str, Any]:
+    """The annotation, with no area where its box is not finite."""
+    if all(map(math.isfinite, annotation["bbox"])):
+        return annotation
+    return annotation | {"bbox": [0.0, 0.0, 0.0, 0.0], "area": 0.0}
+
+
 def score(
     ground_truth: dict[str, Any],
     results: list[dict[str, Any]],
@@ -84,7 +92,8 @@ def score(
     """Scores detections against annotations as pycocotools does; leaves both as they are.
 
     Annotations may lack `iscrowd` (taken as 0) and `area` (the box's is taken). Their ids play no
-    part: pycocotools takes an object whose annotation id is 0 for one that was never found.
+    part: pycocotools takes an object whose annotation id is 0 for one that was never found. An
+    object whose box is not finite is missed: it has none here, as any box would match it.
 
     Args:
       ground_truth: annotations in COCO format, boxes in pixels.
@@ -105,7 +114,7 @@ def score(
         raise ValueError(f"results on {len(strangers)} unknown images, such as {min(strangers)}")
     annotations = [
         {"iscrowd": 0, "area": a["bbox"][2] * a["bbox"][3], **a, "id": number}
-        for number, a in enumerate(ground_truth["annotations"], 1)
+        for number, a in enumerate(map(_matchable, ground_truth["annotations"]), 1)
     ]
     found = [
         {**r, "id": number, "iscrowd": 0, "area": r["bbox"][2] * r["bbox"][3]}

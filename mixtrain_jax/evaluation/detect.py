@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from ml_collections import ConfigDict
 
+from mixtrain_jax.config.trained import other_meanings, with_white
 from mixtrain_jax.data.input import batches
 from mixtrain_jax.data.input.read_errors import ReadErrors
 from mixtrain_jax.data.sources.dataset import Dataset
@@ -185,6 +187,18 @@ def describe(weights: Weights, scale: Sequence[int]) -> str:
         f"{weights.source}: {step}{weights.which} weights; images are seen with a short side of "
         f"{scale[1]} pixels, a long side of at most {scale[0]}"
     )
+
+
+def as_trained(asked: ConfigDict, weights: Weights) -> ConfigDict:
+    """The config with what the weights know of their images; warns of what does not suit them.
+
+    Args:
+      asked: the whole config, perhaps not the one that they were trained by.
+      weights: of a detector.
+    """
+    if differ := other_meanings(asked, weights.meta, weights.params):
+        logging.warning("%s was trained otherwise: %s", weights.source, "; ".join(differ))
+    return with_white(asked, weights.meta)
 
 
 def check_parameters(source: str, params: Params, model: Any) -> None:

@@ -50,7 +50,7 @@ def write(
     own = np.array([label_of[number] for number in ids], np.int32)
     truth = errors.Boxes(human.image, human.boxes, own[human.labels])
     crowds = [each for each in dataset.ground_truth["annotations"] if each["iscrowd"]]
-    found = errors.off_crowds(
+    found = errors.counted(
         _table(dataset, label_of, results), truth, _table(dataset, label_of, crowds), len(dataset)
     )
     names = dataset.class_names

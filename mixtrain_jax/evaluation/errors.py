@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mixtrain_jax.auditing.labels import rows_by_image
+from mixtrain_jax.evaluation.working_point import MOST
 from mixtrain_jax.ops.boxes import COCO_SIZES
 from mixtrain_jax.ops.numpy_boxes import covered, iou
 
@@ -72,7 +73,7 @@ def analyse(
     """Takes the detections of a data set apart.
 
     Args:
-      found: detections with scores, those that count; see `off_crowds`.
+      found: detections with scores, those that count; see `counted`.
       truth: what is there; crowds left out.
       class_names: of the K classes.
       images: the number of images.
@@ -158,16 +159,26 @@ def _groups(found: Boxes, truth: Boxes, images: int) -> list[tuple[Ints, Ints, F
     ]
 
 
-def off_crowds(found: Boxes, truth: Boxes, crowds: Boxes, images: int) -> Boxes:
-    """The detections that count, best first: not those that lie in a crowd of their class.
+def counted(found: Boxes, truth: Boxes, crowds: Boxes, images: int) -> Boxes:
+    """The detections that count, best first: in an image `MOST` of a class, none in a crowd of it.
 
     A hit of an object counts wherever it is.
     """
-    found = _by_score(found)
+    found = _best_of_class(_by_score(found))
     if not len(crowds.labels):
         return found
     hit = _match(found, truth, _groups(found, truth, images)).hit >= 0
     return _rows(found, hit | ~_in_crowd(found, crowds, images))
+
+
+def _best_of_class(found: Boxes) -> Boxes:
+    """The first `MOST` detections of each class in each image, in their order."""
+    order = np.lexsort((found.labels, found.image))  # stable
+    image, labels = found.image[order], found.labels[order]
+    new = np.append(True, (image[1:] != image[:-1]) | (labels[1:] != labels[:-1]))[: len(order)]
+    place = np.arange(len(order))
+    rank = place - np.maximum.accumulate(np.where(new, place, 0))
+    return _rows(found, np.sort(order[rank < MOST]))
 
 
 def _by_score(found: Boxes) -> Boxes:

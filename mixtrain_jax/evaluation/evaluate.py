@@ -1,6 +1,7 @@
 """A checkpoint scored on a split, and what is written of it."""
 
 import itertools
+import json
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ def evaluate(
     """
     if output is not None and output.name == _scores_name(split):
         raise UserError(f"{output}: the scores are written there; choose another file")
+    asked = detect.as_trained(asked, weights)
     dataset = load_dataset(asked.data, split)
     config = resolve(asked, val=dataset, devices=parallel.device_count())
     check_categories(weights.source, weights.meta, dataset)
@@ -61,7 +63,6 @@ def evaluate(
     parallel.say(coco.table(metrics))
     if output is not None and parallel.host()[0] == 0:
         scores = output.with_name(_scores_name(split))
-        storage.write_json(output, coco.with_original_ids(results, dataset))
         of = {
             "checkpoint": weights.source,
             "weights": weights.which,
@@ -70,12 +71,34 @@ def evaluate(
             "images": min(config.eval.images or len(dataset), len(dataset)),
         }
         storage.write_json(scores, {**metrics, "of": of})
+        storage.write_json(output, coco.with_original_ids(results, dataset))
         parallel.say(f"wrote {output} and {scores}")
         if page:
             scored = dataset.take(np.arange(config.eval.images or len(dataset))[: len(dataset)])
             written = error_page.write(scored, results, output.parent, about, suffix(split))
             parallel.say(f"wrote {written}")
     return metrics
+
+
+def keep_foreign(output: epath.Path, split: str) -> None:
+    """Raises UserError where files stand in the way that no evaluation wrote.
+
+    Args:
+      output: where the detections are to go.
+      split: "val" or "test".
+    """
+    scores = output.with_name(_scores_name(split))
+    try:
+        ours = "of" in json.loads(storage.read(scores))
+    except FileNotFoundError:
+        ours = not storage.exists(output)
+    except (ValueError, TypeError):
+        ours = False
+    if not ours:
+        raise UserError(
+            f"{scores.name} or {output.name} is here, and no evaluation wrote it; choose another "
+            "place with --output"
+        )
 
 
 def suffix(split: str) -> str:

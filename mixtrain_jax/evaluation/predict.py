@@ -24,6 +24,7 @@ from mixtrain_jax.data.input.read_errors import ReadErrors
 from mixtrain_jax.data.input.single import single_view
 from mixtrain_jax.data.sources import plain_images, report
 from mixtrain_jax.data.sources.dataset import Dataset
+from mixtrain_jax.data.sources.image_files import UnreadableImage, why
 from mixtrain_jax.data.sources.load import val_categories
 from mixtrain_jax.data.views import geometry
 from mixtrain_jax.errors import UserError
@@ -60,8 +61,8 @@ def predict(
       form: of the report beside detections.json, one of `result_files.FORMATS`.
 
     Raises:
-      UserError: images are missing or cannot be used (after the others are written), or the
-        checkpoint is no such detector.
+      UserError: images are missing, cannot be used or their pictures not be written (after the
+        others are), or the checkpoint is no such detector.
     """
     check_threshold(threshold)
     floor = min(threshold, asked.model.roi_head.score_threshold)
@@ -96,11 +97,16 @@ def predict(
     names = [str(category["name"]) for category in categories]
     drawn = fonts.drawable(names)
 
+    not_drawn: dict[str, str] = {}
+
     def write(entry: tuple[int, result_files.Found]) -> result_files.Found:
         row, detections = entry
         target = pictures.get(detections.path)
         if target is not None:
-            _draw(dataset, row, detections, target, drawn)
+            try:
+                _draw(dataset, row, detections, target, drawn)
+            except (OSError, ValueError, UnreadableImage) as error:  # the detections are not lost
+                not_drawn[detections.path] = why(error)
         return detections
 
     results: dict[str, result_files.Found] = {}
@@ -124,11 +130,16 @@ def predict(
         f"{len(in_order) / max(seconds, 1e-9):.1f} images/s with compiling; wrote "
         + ", ".join(map(str, written))
     )
-    if unusable:
-        listed = ", ".join(f"{path} ({reason})" for path, reason in unusable.items())
-        raise UserError(
-            f"{len(unusable)} of {len(stems)} images could not be used and were skipped: {listed}"
-        )
+    failed = []
+    for those, what in (
+        (unusable, "images could not be used and were skipped"),
+        (not_drawn, "pictures could not be written; what was found there is in the report"),
+    ):
+        if those:
+            listed = ", ".join(f"{path} ({reason})" for path, reason in those.items())
+            failed.append(f"{len(those)} of {len(stems)} {what}: {listed}")
+    if failed:
+        raise UserError("; ".join(failed))
 
 
 def check_threshold(threshold: float) -> None:
@@ -144,6 +155,7 @@ def settle(asked: ConfigDict, weights: Weights) -> tuple[Any, list[dict[str, Any
       UserError: the weights are no detector's, or another model's.
     """
     categories = name_classes(class_count(weights), weights.meta, asked.data)
+    asked = detect.as_trained(asked, weights)
     if asked.data.exif == "auto" and weights.meta.get("exif") == "stored":
         asked = load.override_all(asked, {"data.exif": "stored"})
         parallel.say("images are not turned as EXIF asks: those it was trained on are not either")

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from mixtrain_jax.config import recipes
 from mixtrain_jax.inspection import boxes
 from mixtrain_jax.inspection.decode import Split
 
@@ -58,7 +59,7 @@ def gather(splits: Sequence[Split], data: Any) -> Facts:
 
 
 def where(data: Any) -> dict[str, Any]:
-    """The fields of `config.data` that say where the data is, those that are set."""
+    """The fields of `config.data` that say where the data is and how to take it, those set."""
     fields: dict[str, Any] = {"source": data.source}
     if data.classes:
         fields["classes"] = tuple(data.classes)
@@ -66,6 +67,12 @@ def where(data: Any) -> dict[str, Any]:
         fields["val_share"] = data.val_share
     if data.exif != "auto":
         fields["exif"] = data.exif
+    if data.white is not None:
+        fields["white"] = data.white
+    if data.train.leave_out:
+        fields["train.leave_out"] = tuple(data.train.leave_out)
+    if data.augment.flip != recipes.base().data.augment.flip:  # of writing, say, there is no mirror
+        fields["augment.flip"] = data.augment.flip
     for split in ("train", "val", "test"):
         for name in ("annotations", "images", "list", "split"):
             fields[f"{split}.{name}"] = data[split][name]

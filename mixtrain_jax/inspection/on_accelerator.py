@@ -23,15 +23,17 @@ def choose(
     See `recipe.choose`.
     """
     batch = asked.get("batch_size")
-    sizes = [images * machine.devices for images in (8, 4, 2)]
+    sizes = [images // 2 * plans.least_batch(asked) * machine.devices for images in (8, 4, 2)]
     batches = [batch] if batch else [size for size in sizes[:-1] if size <= 32] + sizes[-1:]
     told, plan = _fits(machine, batch), None
     for share in (1.0, 0.8, 0.6, 0.4):
         anchors = _anchors(facts, weights, (round(1333 * share), round(800 * share)), asked)
         found = [*anchors, *plans.room(facts, recipes.base().model, asked)]
         for size, remat in [*((size, False) for size in batches), (batches[-1], True)]:
-            plan = _big(facts, machine, weights, share, size, remat, told, found)
-            if machine.memory is None or _takes(plan, facts, machine) <= ROOM * machine.memory:
+            plan = _big(facts, machine, weights, share, size, remat, told, found, asked)
+            if machine.memory is None:
+                return plan
+            if _takes(plan.with_asked(asked), facts, machine) <= ROOM * machine.memory:
                 return plan
     assert plan is not None
     return plan
@@ -67,12 +69,13 @@ def _big(
     remat: bool,
     fits: str,
     found: list[plans.Line],
+    asked: plans.Asked,
 ) -> plans.Plan:
     short, long = round(800 * share), round(1333 * share)
     low, high = round(480 * share), short
     seen = max(SEEN, EPOCHS * facts.images) * (1.0 if weights else FROM_RANDOM)
-    epochs = max(1.0, float(round(seen / facts.images)))
-    steps = round(epochs * facts.images / batch)
+    usual = max(1.0, float(round(seen / facts.images)))
+    steps, epochs = plans.length(asked, usual, batch, facts.images)
     plan = {
         "Where the data is": plans.where_it_is(facts),
         "What the network sees": [

@@ -26,16 +26,17 @@ def choose(
 
     Weights are not taken, which the recipe says.
     """
-    cores = plans.cpu_devices(machine, asked.get("batch_size"))
-    unit = 2 * cores
+    least = plans.least_batch(asked)
+    cores = plans.cpu_devices(machine, asked.get("batch_size"), least)
+    unit = least * cores
     told = "as asked; " if "batch_size" in asked else ""
     batch = asked.get("batch_size", unit * max(1, 8 // unit))
     short, long = _cpu_scale(facts)
     buckets = _cpu_buckets(facts, short, long)
     pixels = buckets[0][0] * buckets[0][1]
     affordable = CPU_SECONDS * CPU_PIXELS_A_SECOND * cores / pixels / batch
-    steps = int(np.clip(affordable, *CPU_STEPS)) // 50 * 50
-    epochs = plans.epochs(steps, batch, facts.images)
+    usual = plans.epochs(int(np.clip(affordable, *CPU_STEPS)) // 50 * 50, batch, facts.images)
+    steps, epochs = plans.length(asked, usual, batch, facts.images)
     rate = 1e-3 * math.sqrt(batch / 8)
     low = short * 4 // 5
     megapixels = float(facts.sizes.prod(axis=1).mean()) / 1e6

@@ -1,6 +1,7 @@
 """What a recipe decides, line by line, and the lines that all recipes share."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -43,6 +44,11 @@ class Plan:
         for group in self.groups.values():
             yield from group
 
+    def with_asked(self, asked: Asked) -> "Plan":
+        """The same with the fields that were set by flags, which win; the batch is among it."""
+        lines = [Line(name, asked[name], "") for name in sorted(asked) if name != "batch_size"]
+        return Plan(self.groups | {"As asked": lines}) if lines else self
+
     def config(self) -> ConfigDict:
         """The config that the recipe's text makes."""
         config = recipes.base()
@@ -58,17 +64,38 @@ class Plan:
         return config
 
 
-def cpu_devices(machine: Machine, batch: int | None = None) -> int:
+def least_batch(asked: Asked) -> int:
+    """The fewest images a device can have: a normal and a mixed one in each accumulated part."""
+    return 2 * int(asked.get("accumulate", 1))
+
+
+def length(asked: Asked, usual: float, batch: int, images: int) -> tuple[int, float]:
+    """Steps and epochs of training: as asked, or the usual ones.
+
+    Args:
+      asked: fields that were set by flags.
+      usual: epochs where none are asked for.
+      batch: images per step.
+      images: to train on.
+    """
+    if asked.get("steps"):
+        return asked["steps"], epochs(asked["steps"], batch, images)
+    count = asked.get("epochs") or usual
+    return round(count * images / batch), count
+
+
+def cpu_devices(machine: Machine, batch: int | None = None, least: int = 2) -> int:
     """As many devices as a CPU is to be: one for each of its cores, four at most.
 
     Args:
       machine: with a CPU.
-      batch: images per step, which devices share in equal halves; None: it follows them.
+      batch: images per step, which devices share in equal parts; None: it follows them.
+      least: images of a device, of which it has this many or a multiple.
     """
     most = min(4, machine.cores)
     if batch is None:
         return most
-    return max(count for count in range(1, most + 1) if count == 1 or batch % (2 * count) == 0)
+    return max(count for count in range(1, most + 1) if count == 1 or batch % (least * count) == 0)
 
 
 def where_it_is(facts: Facts) -> list[Line]:
@@ -89,6 +116,9 @@ def where_it_is(facts: Facts) -> list[Line]:
 
 def _about(name: str) -> str:
     reasons = {
+        "white": "as before: what is white in deep images",
+        "train.leave_out": "as before: images that are left out",
+        "augment.flip": "as before: how often images are mirrored",
         "source": "found out from the folder",
         "classes": "in label order",
         "val_share": "there is no val split: images are set apart by their names",
@@ -253,7 +283,7 @@ def up(side: float) -> int:
 
 def _literal(value: Any) -> str:
     if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        return json.dumps(value, ensure_ascii=False)
     if isinstance(value, tuple):
         inner = ", ".join(map(_literal, value))
         return f"({inner},)" if len(value) == 1 else f"({inner})"

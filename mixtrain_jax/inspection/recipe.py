@@ -16,7 +16,7 @@ import numpy as np
 from mixtrain_jax.config.resolve import check_batch_size
 from mixtrain_jax.inspection import on_accelerator, on_cpu
 from mixtrain_jax.inspection.facts import Facts
-from mixtrain_jax.inspection.plans import Line, Plan, cpu_devices
+from mixtrain_jax.inspection.plans import Line, Plan, cpu_devices, least_batch
 from mixtrain_jax.inspection.weights import PretrainedWeights
 from mixtrain_jax.runtime.machine import Machine
 
@@ -35,7 +35,7 @@ def text(plan: Plan, facts: Facts, machine: Machine, path: str) -> str:
     heights, widths = facts.sizes[:, 0], facts.sizes[:, 1]
     parts = [
         f'"""A detector of {_listed(facts.classes)}, for {_named(machine)}.\n',
-        train_command(machine, path, plan.config().batch_size),
+        train_command(machine, path, plan.config()),
         "",
         *_wrapped(
             f"Chosen by mixtrain_jax.check for {facts.images} images to train on, "
@@ -60,14 +60,15 @@ def check_batch(machine: Machine, asked: Mapping[str, Any]) -> None:
     if "batch_size" in asked:
         batch = asked["batch_size"]
         cpu = machine.platform == "cpu"
-        devices = cpu_devices(machine, batch) if cpu else machine.devices
-        check_batch_size("batch_size", batch, devices, 2)
+        least = least_batch(asked)
+        devices = cpu_devices(machine, batch, least) if cpu else machine.devices
+        check_batch_size("batch_size", batch, devices, least)
 
 
-def train_command(machine: Machine, path: str, batch: int | None = None) -> str:
+def train_command(machine: Machine, path: str, config: Any) -> str:
     """The command that trains by a recipe, on a CPU with the devices that share its batch."""
     name = pathlib.PurePath(path).stem
-    count = cpu_devices(machine, batch)
+    count = cpu_devices(machine, config.batch_size, least_batch(config))
     devices = f"JAX_NUM_CPU_DEVICES={count} " if machine.platform == "cpu" and count > 1 else ""
     config, workdir = map(shlex.quote, (f"--config={path}", f"--workdir=runs/{name}"))
     return f"{devices}python -m mixtrain_jax.train {config} {workdir}"
@@ -90,8 +91,7 @@ def choose(
     """
     by_machine = on_cpu if machine.platform == "cpu" else on_accelerator
     plan = by_machine.choose(facts, machine, weights, asked)
-    by_hand = [Line(n, value, "") for n, value in sorted(asked.items()) if n != "batch_size"]
-    return Plan(plan.groups | {"As asked": by_hand}) if by_hand else plan
+    return plan.with_asked(asked)
 
 
 def _range(values: np.ndarray) -> str:

@@ -24,6 +24,7 @@ ORIGIN_COLORS: dict[str, Color] = {
     "dropped": (230, 60, 110),  # drawn by a person, and not believed
 }
 SMALLEST_SIDE = 240  # pixels; smaller pictures are enlarged
+LONGEST = 16_000  # pixels of a side, beyond which none is enlarged; JPEG ends at 65,535
 _SMALLEST_LETTERS = 11  # pixels
 
 
@@ -54,12 +55,14 @@ def draw_boxes(
       boxes: [n, 4] x1 y1 x2 y2 in pixels of the picture, best first: those are drawn on top.
       texts: what to write at each box, such as "star 0.98"; "" writes nothing.
       colors: of each box.
-      min_side: a picture with a shorter side than this is enlarged by a whole factor, at most 4.
+      min_side: a picture with a shorter side than this is enlarged by a whole factor, at most 4,
+        and not beyond a side of LONGEST.
 
     Returns:
       [h, w, 3] uint8 RGB, as large as the picture or enlarged.
     """
     factor = min(4, max(1, math.ceil(min_side / min(picture.shape[:2]))))
+    factor = max(1, min(factor, LONGEST // max(picture.shape[:2])))
     image = Image.fromarray(np.ascontiguousarray(picture))
     if factor > 1:
         enlarged = (image.width * factor, image.height * factor)

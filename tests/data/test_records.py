@@ -63,11 +63,14 @@ def _exif(orientation: int) -> bytes:
     return exif.tobytes()
 
 
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif(orientation):
+def test_exif(orientation, format):
+    """Pillow turns TIFF by itself, and no other format."""
     from PIL import ImageOps
 
-    data = _encode(PIXELS, exif=_exif(orientation))
+    lossless = {"lossless": True} if format == "WEBP" else {}
+    data = _encode(PIXELS, format=format, exif=_exif(orientation), **lossless)
     upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
     np.testing.assert_array_equal(image_files.decode(data), upright)
     np.testing.assert_array_equal(image_files.decode(data, upright.shape[:2]), upright)
@@ -93,15 +96,26 @@ def test_damaged(data, reason):
         image_files.decode(data)
 
 
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
 @pytest.mark.parametrize("exif", ["upright", "stored"])
-def test_one_exif_rule_for_a_set(exif):
+def test_one_exif_rule_for_a_set(exif, format):
     reading = image_files.Reading(exif)
-    data = _encode(PIXELS, exif=_exif(6))
+    data = _encode(PIXELS, format=format, exif=_exif(6))
+    with Image.open(io.BytesIO(data)) as image:
+        assert image_files.stored_size(image) == (6, 9)
     size = (9, 6) if exif == "upright" else (6, 9)
     expected = np.rot90(PIXELS, -1) if exif == "upright" else PIXELS
     np.testing.assert_array_equal(image_files.decode(data, size, reading), expected)
     with pytest.raises(image_files.UnreadableImage, match="declared"):
         image_files.decode(data, size[::-1], reading)
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_set_that_is_labelled_as_stored_is_not_turned(orientation, format):
+    data = _encode(PIXELS, format=format, exif=_exif(orientation))
+    decoded = image_files.decode(data, (6, 9), image_files.Reading("stored"))
+    np.testing.assert_array_equal(decoded, PIXELS)
 
 
 def test_truncated_jpeg():

@@ -171,6 +171,21 @@ def test_no_results_and_nothing_to_find():
     assert {nothing[key] for key in coco.KEYS} == {-1.0}
 
 
+@pytest.mark.parametrize("scorer", coco.SCORERS)
+@pytest.mark.parametrize("box", [[np.nan] * 4, [np.nan, 10, 20, 20], [10, 10, np.inf, 20]])
+def test_an_object_without_a_finite_box_is_missed(box, scorer):
+    """pycocotools takes any detection for a hit of it: nothing is less than what is no number."""
+    truth = two_objects()
+    truth["annotations"][0]["bbox"] = box
+    results = [
+        {"image_id": 0, "category_id": 0, "bbox": [10, 10, 20, 20], "score": 0.9},
+        {"image_id": 1, "category_id": 0, "bbox": [40, 10, 20, 20], "score": 0.95},
+    ]
+    metrics = coco.score(truth, results, scorer=scorer)
+    assert metrics["AP50"] == pytest.approx(51 / 101) and metrics["AR100"] == 0.5
+    np.testing.assert_equal(truth["annotations"][0]["bbox"], box)
+
+
 def test_results_of_another_data_set_are_refused():
     stray = {"image_id": 77, "category_id": 0, "bbox": [0, 0, 5, 5], "score": 0.5}
     with pytest.raises(ValueError, match="77"):

@@ -161,7 +161,7 @@ def test_what_is_found_in_a_crowd_of_its_class_does_not_count():
     outside = [(0, 1, 24, 24, 30, 30, 0.9), (0, 0, 38, 38, 50, 50, 0.9)]  # class; a quarter inside
 
     def analyse(*rows):
-        return errors.analyse(errors.off_crowds(boxes(*rows), TRUTH, crowd, 2), TRUTH, NAMES, 2)
+        return errors.analyse(errors.counted(boxes(*rows), TRUTH, crowd, 2), TRUTH, NAMES, 2)
 
     result = analyse(*hits, *inside)
     assert result["AP50"] == 1 and result["counts"]["background"] == 0
@@ -217,8 +217,37 @@ def test_ap_with_crowds_is_that_of_coco(seed):
         for row in found
     ]
     expected = coco.score(content, results)["AP50"]
-    counting = errors.off_crowds(boxes(*found), boxes(*truth), boxes(*crowds), 3)
+    counting = errors.counted(boxes(*found), boxes(*truth), boxes(*crowds), 3)
     result = errors.analyse(counting, boxes(*truth), NAMES, 3)
+    assert result["AP50"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_ap_where_more_is_found_than_counts_is_that_of_coco():
+    """COCO looks at 100 detections of a class in an image; two images, two classes, ties."""
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(0, 900, (300, 2))
+    truth = [(n % 2, n // 150, *a, *(a + 30)) for n, a in enumerate(corner)]
+    found = [(*row, round(rng.uniform(), 2)) for row in truth]
+    content = {
+        "images": [{"id": i, "height": 1000, "width": 1000} for i in range(2)],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(NAMES)],
+        "annotations": [
+            {"id": n + 1, "image_id": i, "category_id": c, "bbox": [x, y, 30, 30]}
+            for n, (i, c, x, y, _, _) in enumerate(truth)
+        ],
+    }
+    more = [(0, 0, *a, *(a + 30), rng.uniform()) for a in rng.uniform(0, 900, (80, 2))]
+    results = [
+        {"image_id": i, "category_id": c, "bbox": [x, y, 30, 30], "score": score}
+        for i, c, x, y, _, _, score in found + more
+    ]
+    expected = coco.score(content, results)["AP50"]
+    nothing = Boxes(
+        *(np.zeros((0, *shape), kind) for shape, kind in (((), int), ((4,), float), ((), int)))
+    )
+    counting = errors.counted(boxes(*found, *more), boxes(*truth), nothing, 2)
+    assert len(counting.labels) < len(found + more)
+    result = errors.analyse(counting, boxes(*truth), NAMES, 2)
     assert result["AP50"] == pytest.approx(expected, abs=1e-9)
 
 

@@ -3,16 +3,18 @@
 import dataclasses
 import json
 import re
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
 from mixtrain_jax.config import load as configs
+from mixtrain_jax.config import recipes
 from mixtrain_jax.config.resolve import resolve
 from mixtrain_jax.errors import UserError
 from mixtrain_jax.inspection import boxes, memory_estimate, recipe, weights
-from mixtrain_jax.inspection.facts import Facts
+from mixtrain_jax.inspection.facts import Facts, where
 from mixtrain_jax.inspection.weights import PretrainedWeights
 from mixtrain_jax.models import detector
 from mixtrain_jax.runtime.machine import Machine
@@ -263,6 +265,56 @@ def test_rate_and_length_are_of_the_batch_that_is_asked_for(tmp_path, machine):
     assert "as asked" in line.reason
 
 
+@pytest.mark.parametrize("machine", [CPU, Machine("cpu", "cpu", 1, 1, 16 * GIB, 4), GPU])
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_a_batch_has_parts_enough_to_accumulate(machine, accumulate):
+    asked = {"accumulate": accumulate}
+    config = recipe.choose(facts(), machine, None, asked).config()
+    command = recipe.train_command(machine, "mine.py", config)
+    count = re.search(r"DEVICES=(\d)", command)
+    devices = machine.devices if machine is GPU else int(count[1]) if count else 1
+    resolve(configs.override_all(config, {"steps": "9"}), classes=2, devices=devices)
+    with pytest.raises(UserError, match="make it a multiple"):
+        recipe.check_batch(GPU, asked | {"batch_size": 4 * accumulate})
+
+
+@pytest.mark.parametrize("machine", [CPU, GPU])
+def test_a_short_run_warms_up_in_a_part_of_it(machine):
+    for asked in ({"steps": 60}, {"epochs": 1.0}):
+        config = recipe.choose(facts(), machine, None, asked).config()
+        steps = asked.get("steps") or 240 / config.batch_size
+        assert config.optimizer.warmup_steps <= steps / 8
+        assert config.epochs == pytest.approx(steps * config.batch_size / 240)
+
+
+def test_memory_is_judged_at_the_scale_that_is_asked_for():
+    machine = Machine("gpu", "a GPU", 1, 1, 16 * GIB, 8)
+    usual = recipe.choose(facts(), machine, None).config()
+    scale = {"data.train.scale": (2666, 800, 1600), "data.train.buckets": ()}
+    config = recipe.choose(facts(), machine, None, scale).config()
+    assert (config.batch_size, config.model.remat) != (usual.batch_size, usual.model.remat)
+    resolved = resolve(configs.override_all(config, {"steps": "9"}), classes=2)
+    assert memory_estimate.of_training(resolved, (1600, 2688), 1, "gpu").total <= 13 * GIB
+
+
+def test_what_the_data_need_is_taken_over_from_a_config(tmp_path):
+    old = configs.override_all(recipes.base(), {
+        "data.white": "4095", "data.train.leave_out": "(0, 2)", "data.augment.flip": "0",
+        "data.exif": "stored",
+    })  # fmt: skip
+    here = dataclasses.replace(facts(), fields=where(old.data))
+    config, _ = made(tmp_path, here, CPU, None)
+    assert config.data.white == 4095 and config.data.train.leave_out == (0, 2)
+    assert config.data.augment.flip == 0 and config.data.exif == "stored"
+    assert where(recipes.base().data).keys().isdisjoint({"white", "augment.flip"})
+
+
+def test_a_name_with_a_line_end_is_no_syntax_error(tmp_path):
+    named = {"source": "coco", "train.annotations": 'a "odd"\n\\name.json'}
+    config, _ = made(tmp_path, dataclasses.replace(facts(), fields=named), CPU, None)
+    assert config.data.train.annotations == named["train.annotations"]
+
+
 def test_anchors_suit_the_scale_and_ratios_that_are_asked_for():
     """At twice the scale the usual ones reach what they do not at the recipe's own."""
     tiny = facts(sides=SMALL)
@@ -288,5 +340,6 @@ def test_a_batch_that_devices_cannot_share_is_refused(machine, batch, devices):
             recipe.check_batch(machine, {"batch_size": batch})
         return
     recipe.check_batch(machine, {"batch_size": batch})
-    command = recipe.train_command(machine, "mine.py", batch)
+    config = SimpleNamespace(batch_size=batch, get=lambda name, default: default)
+    command = recipe.train_command(machine, "mine.py", config)
     assert ("JAX_NUM_CPU_DEVICES=2" in command) == (machine is CPU and devices == 2)

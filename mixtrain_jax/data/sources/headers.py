@@ -122,7 +122,7 @@ def header(table: Annotations, row: int) -> Header:
         source: Any = table.paths[row] if local else io.BytesIO(table.content(row))
         with Image.open(source) as image:
             orientation = image_files.orientation(image)
-            return Header((image.height, image.width), orientation, image.mode)
+            return Header(image_files.stored_size(image), orientation, image.mode)
     except Exception as error:  # Pillow raises nearly anything on damaged files
         if isinstance(error, UnidentifiedImageError) and _empty(table, row):
             return Header(error="an empty file")

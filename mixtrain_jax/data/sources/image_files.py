@@ -13,6 +13,8 @@ from PIL import Image, UnidentifiedImageError
 
 _ORIENTATION = 0x0112  # the EXIF tag that says how a camera was held
 QUARTER = (5, 6, 7, 8)  # orientations that exchange height and width
+BACK = {6: 8, 8: 6}  # what undoes an orientation; the others undo themselves
+TURNED = "TIFF"  # the format that Pillow itself turns as EXIF asks, size and pixels
 Exif = Literal["auto", "upright", "stored"]
 
 
@@ -58,9 +60,10 @@ def decode(
         raise UnreadableImage("an empty file")
     try:
         with Image.open(io.BytesIO(data)) as image:
-            stored = image.height, image.width
             turned = orientation(image)
+            stored = stored_size(image)
             upright = stored[::-1] if turned in QUARTER else stored
+            already = image.format == TURNED
             accepted = {"auto": (upright, stored), "upright": (upright,), "stored": (stored,)}
             here = accepted[reading.exif]
             if size is not None and size not in here:
@@ -73,7 +76,9 @@ def decode(
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         raise UnreadableImage(why(error)) from error
     if reading.exif != "stored" and size in (None, upright):
-        pixels = _turned(pixels, turned)
+        pixels = pixels if already else _turned(pixels, turned)
+    elif already:
+        pixels = _turned(pixels, BACK.get(turned, turned))
     return np.ascontiguousarray(pixels)
 
 
@@ -92,6 +97,13 @@ def orientation(image: Image.Image) -> int:
         return 1  # Pillow would decode all pixels to look for it behind them
     found = image.getexif().get(_ORIENTATION, 1)
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
+
+
+def stored_size(image: Image.Image) -> tuple[int, int]:
+    """Height and width of an open image's pixels as they are in the file."""
+    if image.format == TURNED and orientation(image) in QUARTER:
+        return image.width, image.height
+    return image.height, image.width
 
 
 def _rgb(image: Image.Image, reading: Reading) -> np.ndarray:
