@@ -10,7 +10,7 @@ The keys are the findings' ids, and the fingerprint is that of the audit they we
     version       1
     fingerprint   changes with any finding; decisions repeat it
     data          {"annotations": file, "images": count, "human_boxes": count, "unreadable": number
-                  of images that were not audited}
+                  of images that were not audited, "labels": digest of images, boxes and classes}
     model         {"source": checkpoint, "level": what the ranking knew, "seen": "out of fold",
                   "by its first weights", "in sample" or "unknown", "doubt": why it should not be
                   believed, or ""}
@@ -26,8 +26,9 @@ The keys are the findings' ids, and the fingerprint is that of the audit they we
                   "human": {"index", "annotation_id", "category_id", "bbox"} or null,
                   "proposed": {"category_id", "bbox"} or null where the human box should go}
 
-with bbox = [x, y, width, height] in pixels of the original image. `index` is the row of the human
-box among those that were audited; `annotation_id` is null where the data has no such ids.
+with bbox = [x, y, width, height] in pixels of the original image. Ids are those of the labels, and
+can be text. `index` is the row of the human box among those that were audited; `annotation_id` is
+null where the data has no such ids.
 """
 
 import hashlib
@@ -52,7 +53,7 @@ def to_json(
     ranking: Ranking,
     human: Labels,
     *,
-    image_ids: Sequence[int],
+    image_ids: Sequence[Any],
     file_names: Sequence[str],
     sizes: Ints,
     categories: Sequence[dict[str, Any]],
@@ -73,11 +74,11 @@ def to_json(
       annotation_ids: of each human box, where there are such.
       data, model: entries for "data" and "model".
       threshold: findings from it on are applied.
-      lowest: findings below it are counted and left out.
+      lowest: findings below it, and below the threshold, are counted and left out.
     """
     found = ranking.findings
     entries: list[dict[str, Any]] = []
-    for row in np.flatnonzero(found.score >= lowest).tolist():
+    for row in np.flatnonzero(found.score >= min(lowest, threshold)).tolist():
         image, box = int(found.image[row]), int(found.human[row])
         kind = KINDS[found.kind[row]]
         stays = kind not in ("spurious", "duplicate")
@@ -106,7 +107,11 @@ def to_json(
             }
         )
     names = [category["name"] for category in categories]
-    counts = {"images": len(image_ids), "human_boxes": len(human)}
+    counts = {
+        "images": len(image_ids),
+        "human_boxes": len(human),
+        "labels": labels_digest(human, file_names, categories),
+    }
     chosen = found.score >= threshold
     return {
         "version": VERSION,
@@ -127,7 +132,8 @@ def from_json(
     audit: dict[str, Any],
     where: str,
     human: Labels,
-    image_ids: Sequence[int],
+    image_ids: Sequence[Any],
+    file_names: Sequence[str],
     categories: Sequence[dict[str, Any]],
 ) -> Findings:
     """Reads the findings of an audit.json back, by their ids.
@@ -136,12 +142,12 @@ def from_json(
       audit: the file's contents.
       where: its name, for messages.
       human: the labels that were audited.
-      image_ids: of the images.
+      image_ids, file_names: of the images.
       categories: {"id", "name"} of each label.
 
     Raises:
-      UserError: it is no audit, of another version, or of other labels: a box that is audited is
-        not where it was, or not of its class.
+      UserError: it is no audit, of another version, or of other labels: an image, a box or a class
+        is not where it was.
     """
     if not isinstance(audit, dict) or audit.get("version") != VERSION:
         raise UserError(f"{where}: not an audit.json of version {VERSION}; run the audit again")
@@ -177,8 +183,11 @@ def from_json(
         ) from error
     mine = found.human >= 0
     rows_of = found.human[mine]
+    digest = labels_digest(human, file_names, categories)
     same = (
-        audit["categories"] == [{"id": c["id"], "name": c["name"]} for c in categories]
+        audit["data"].get("labels", digest) == digest  # older ones have none
+        and all(file_names[rows[entry["image_id"]]] == entry["file_name"] for entry in entries)
+        and audit["categories"] == [{"id": c["id"], "name": c["name"]} for c in categories]
         and np.all(rows_of < len(human))
         and np.array_equal(human.image[rows_of], found.image[mine])
         and np.array_equal(human.labels[rows_of], classes)
@@ -222,6 +231,17 @@ def read_decisions(decisions: Any, where: str, audit: dict[str, Any]) -> Bools:
             raise UserError(f"{where}: finding {key} is {word!r}, expected 'accept' or 'reject'")
         accepted[int(key)] = word == "accept"
     return accepted
+
+
+def labels_digest(
+    human: Labels, file_names: Sequence[str], categories: Sequence[dict[str, Any]]
+) -> str:
+    """Returns twelve hexadecimal digits that change with any image, box or class."""
+    text = json.dumps([list(file_names), [str(category["name"]) for category in categories]])
+    digest = hashlib.sha256(text.encode())
+    for column in (human.image, human.labels, np.round(human.boxes.astype(np.float64), 2)):
+        digest.update(np.ascontiguousarray(column).tobytes())
+    return digest.hexdigest()[:12]
 
 
 def fingerprint(entries: Sequence[dict[str, Any]]) -> str:

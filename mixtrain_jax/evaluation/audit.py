@@ -110,10 +110,10 @@ def audit(
     contents = files.to_json(
         ranked,
         human,
-        image_ids=[int(number) for number in dataset.image_ids],
+        image_ids=dataset.given_image_ids,
         file_names=[dataset.file_name(row) for row in range(len(dataset))],
         sizes=dataset.sizes,
-        categories=dataset.categories,
+        categories=dataset.given_categories,
         annotation_ids=[dataset.ground_truth["annotations"][place]["id"] for place in places],
         data={"annotations": dataset.name, "unreadable": len(blind)},
         model={
@@ -126,13 +126,15 @@ def audit(
     doubt = contents["model"]["doubt"] = too_weak(contents)
     if doubt:
         logging.warning("%s", doubt)
+    corrected.keep_former(output, contents["fingerprint"])
     storage.write_json(output / "audit.json", contents, indent=1)
     if dump:
         _write_dump(dataset, human, judges, looked, output, seen)
     applied = corrections.apply(human, found, found.score >= threshold)
     original = corrected.original(dataset, asked.data, split)
     source = asked.data.source
-    corrected.write_labels(original, source, dataset.name, applied, found, target)
+    name = corrected.stands_as(dataset, asked.data)
+    corrected.write_labels(original, source, name, applied, found, target)
     _write_page(dataset, contents, output)
     return contents
 

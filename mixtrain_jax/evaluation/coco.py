@@ -62,13 +62,11 @@ def with_original_ids(entries: list[dict[str, Any]], dataset: Dataset) -> list[d
     Scores are computed with numbers in their place; see `Annotations.original_ids`.
     """
     table = dataset.annotations
-    images, classes = table.original_ids, table.original_categories
-    if images is None and classes is None:
+    if table.original_ids is None and table.original_categories is None:
         return entries
-    image_ids = dataset.image_ids.tolist()
-    categories = [category["id"] for category in dataset.categories]
-    image_of = dict(zip(image_ids, images or image_ids, strict=True))
-    class_of = dict(zip(categories, classes or categories, strict=True))
+    image_of = dict(zip(dataset.image_ids.tolist(), dataset.given_image_ids, strict=True))
+    classes = zip(dataset.categories, dataset.given_categories, strict=True)
+    class_of = {ours["id"]: given["id"] for ours, given in classes}
     return [
         each
         | {"image_id": image_of[each["image_id"]], "category_id": class_of[each["category_id"]]}

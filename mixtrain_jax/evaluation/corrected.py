@@ -7,6 +7,7 @@ of all images. The labels themselves are never written over.
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from mixtrain_jax.data.sources.annotations import Annotations
 from mixtrain_jax.data.sources.dataset import Dataset, with_boxes_of
 from mixtrain_jax.data.sources.load import load_dataset
 from mixtrain_jax.errors import UserError
-from mixtrain_jax.runtime import storage
+from mixtrain_jax.runtime import parallel, storage
 
 # What a folder of labels holds besides images.
 LABELS = {"voc": ("Annotations", "ImageSets", "classes.txt"), "yolo": ("labels", "data.yaml")}
@@ -186,20 +187,56 @@ def apply_decisions(
     Raises:
       UserError: there is no such audit, or it or the decisions are of others.
     """
+    made = text_files.read_json(decisions, "file of decisions")
     path = output / "audit.json"
     contents = text_files.read_json(path, "audit")
+    before = output / kept_as(made.get("fingerprint") if isinstance(made, dict) else None)
+    if storage.exists(before):  # another audit came after the one that was decided on
+        path, contents = before, text_files.read_json(before, "audit")
     human, _, _ = labels.from_coco(dataset.ground_truth, dataset.name)
-    ids = [int(number) for number in dataset.image_ids]
-    found = files.from_json(contents, str(path), human, ids, dataset.categories)
-    made = text_files.read_json(decisions, "file of decisions")
+    found = files.from_json(
+        contents, str(path), human, dataset.given_image_ids,
+        [dataset.file_name(row) for row in range(len(dataset))], dataset.given_categories,
+    )  # fmt: skip
     accepted = files.read_decisions(made, str(decisions), contents)
     corrected = corrections.apply(human, found, accepted)
     target = output / "accepted.json"
     keep_apart(target, data)
-    write_labels(
-        original(dataset, data, split), data.source, dataset.name, corrected, found, target
-    )
+    first = original(dataset, data, split)
+    write_labels(first, data.source, stands_as(dataset, data), corrected, found, target)
     return int(accepted.sum()) - len(corrected.spared)
+
+
+def kept_as(fingerprint: Any) -> str:
+    """The name under which an audit is kept once another takes its place."""
+    return f"audit-{fingerprint}.json"
+
+
+def keep_former(output: epath.Path, fingerprint: str) -> None:
+    """Keeps the audit that is in a directory under another name, unless it is the same.
+
+    What a person decided on its page can then still be applied.
+
+    Args:
+      output: the directory.
+      fingerprint: of the audit that takes its place.
+    """
+    path = output / "audit.json"
+    try:
+        former = json.loads(storage.read(path)).get("fingerprint")
+    except (FileNotFoundError, ValueError, AttributeError):
+        return
+    if former != fingerprint and re.fullmatch("[0-9a-f]{12}", str(former)):
+        storage.rename(path, kept_as(former))
+        parallel.say(
+            f"the audit that was in {output} is {kept_as(former)} now; decisions that were made on "
+            "it can still be applied"
+        )
+
+
+def stands_as(dataset: Dataset, data: Any) -> str:
+    """The split as which labels stand in their files, where `config.data.val_share` parts one."""
+    return "train" if data.val_share > 0 else dataset.name
 
 
 def keep_apart(path: epath.Path, data: Any) -> None:

@@ -3,6 +3,8 @@
 import itertools
 import os
 import pathlib
+import re
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +13,7 @@ from PIL import Image
 from mixtrain_jax.auditing.findings import KINDS
 from mixtrain_jax.pages import crops, render
 
-FOLDER = "crops"
+FOLDER = "crops"  # in it a folder for the audit, named by its fingerprint
 NOTES = {
     "in sample": "These images were used to train the model that judges them, so it has seen the "
     "errors too: findings are fewer, and scores are less sure. --folds=2 audits each image by a "
@@ -41,7 +43,9 @@ def write(
       The page's path.
     """
     folder = pathlib.Path(folder)
-    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+    pictures = f"{FOLDER}/{audit['fingerprint']}"
+    _clear(folder / FOLDER)
+    (folder / pictures).mkdir(parents=True, exist_ok=True)
     entries, size = [], 0
     by_image = sorted(audit["findings"], key=lambda entry: str(entry["file_name"]))
     for name, group in itertools.groupby(by_image, key=lambda entry: entry["file_name"]):
@@ -49,7 +53,7 @@ def write(
         for finding in group:
             human, proposed = (_corners(finding[side]) for side in ("human", "proposed"))
             square = crops.window([box for box in (human, proposed) if box is not None])
-            size += crops.crop(image, square, folder / FOLDER / f"{finding['id']}.jpg")
+            size += crops.crop(image, square, folder / pictures / f"{finding['id']}.jpg")
             entries.append(_entry(finding, human, proposed, square))
     entries.sort(key=lambda entry: entry["id"])
     summary = audit["summary"]  # a row a kind; two classes may have one name
@@ -64,14 +68,23 @@ def write(
         notes=[note for note in (audit["model"].get("doubt"), NOTES.get(seen)) if note],
         summary=[(row[0]["class"], row) for row in rows],
         bytes=size,
-        folder=FOLDER,
+        folder=pictures,
         page={
             "findings": entries,
             "names": {c["id"]: c["name"] for c in audit["categories"]},
             "fingerprint": audit["fingerprint"],
-            "folder": FOLDER,
+            "folder": pictures,
         },
     )
+
+
+def _clear(crops_of_all: pathlib.Path) -> None:
+    """Deletes the crops of former audits, which none of the pages shows."""
+    for one in crops_of_all.glob("*"):
+        if one.is_dir() and re.fullmatch("[0-9a-f]{12}", one.name):
+            shutil.rmtree(one)
+        elif re.fullmatch(r"\d+\.jpg", one.name):  # as they were named before
+            one.unlink()
 
 
 def _entry(

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import json
 
 import numpy as np
@@ -28,6 +29,7 @@ COCO = {
     ],
 }
 HUMAN, PLACES, CATEGORY_IDS = from_coco(COCO, "labels.json")
+FILES = ["a.png", "b.png"]
 CATEGORIES = [{"id": 2, "name": "cat"}, {"id": 5, "name": "dog"}]
 
 
@@ -61,7 +63,7 @@ def audit(found=FOUND, **changes):
         ranking,
         HUMAN,
         image_ids=[7, 9],
-        file_names=["a.png", "b.png"],
+        file_names=FILES,
         sizes=np.array([[80, 100], [80, 100]]),
         categories=CATEGORIES,
         annotation_ids=[COCO["annotations"][place]["id"] for place in PLACES],
@@ -237,7 +239,7 @@ def test_an_audit_is_written_and_read_back():
     assert written["findings"][0]["human"] is None
     assert written["findings"][1]["human"]["annotation_id"] == 2
     assert written["findings"][2]["proposed"] is None
-    back = files.from_json(written, "audit.json", HUMAN, [7, 9], CATEGORIES)
+    back = files.from_json(written, "audit.json", HUMAN, [7, 9], FILES, CATEGORIES)
     for name in ("image", "kind", "human", "labels"):
         np.testing.assert_array_equal(getattr(back, name), getattr(FOUND, name)[:4], err_msg=name)
     np.testing.assert_allclose(back.boxes, FOUND.boxes[:4], atol=0.01)
@@ -247,20 +249,43 @@ def test_an_audit_is_written_and_read_back():
 def test_an_audit_of_other_labels_is_refused():
     written = audit()
     with pytest.raises(UserError, match="4 human boxes, the labels have 3"):
-        files.from_json(written, "audit.json", HUMAN.take([0, 1, 2]), [7, 9], CATEGORIES)
+        files.from_json(written, "audit.json", HUMAN.take([0, 1, 2]), [7, 9], FILES, CATEGORIES)
     with pytest.raises(UserError, match="about other labels"):
-        files.from_json(written, "audit.json", HUMAN.take([1, 0, 2, 3]), [7, 9], CATEGORIES)
+        files.from_json(written, "audit.json", HUMAN.take([1, 0, 2, 3]), [7, 9], FILES, CATEGORIES)
     turned = HUMAN.take([0, 2, 1, 3])  # two boxes of one image and class
     with pytest.raises(UserError, match="about other labels, or they changed since"):
-        files.from_json(written, "audit.json", turned, [7, 9], CATEGORIES)
+        files.from_json(written, "audit.json", turned, [7, 9], FILES, CATEGORIES)
     renamed = [{"id": 2, "name": "cow"}, {"id": 5, "name": "dog"}]
     with pytest.raises(UserError, match="about other labels"):
-        files.from_json(written, "audit.json", HUMAN, [7, 9], renamed)
+        files.from_json(written, "audit.json", HUMAN, [7, 9], FILES, renamed)
     with pytest.raises(UserError, match="version"):
-        files.from_json(written | {"version": 0}, "audit.json", HUMAN, [7, 9], CATEGORIES)
+        files.from_json(written | {"version": 0}, "audit.json", HUMAN, [7, 9], FILES, CATEGORIES)
     written["findings"][0]["score"] = 0.1
     with pytest.raises(UserError, match="edited by hand"):
-        files.from_json(written, "audit.json", HUMAN, [7, 9], CATEGORIES)
+        files.from_json(written, "audit.json", HUMAN, [7, 9], FILES, CATEGORIES)
+
+
+def test_labels_that_changed_elsewhere_are_refused_too():
+    """Ids of VOC's and YOLO's images are places, so without one image the next has its id."""
+    written = audit(found=FOUND.take([0]))  # a missing box: of the human ones it says nothing
+    for human, files_now in (
+        (dataclasses.replace(HUMAN, labels=HUMAN.labels[::-1]), FILES),
+        (dataclasses.replace(HUMAN, boxes=HUMAN.boxes + 1), FILES),
+        (HUMAN, ["b.png", "c.png"]),
+    ):
+        with pytest.raises(UserError, match="about other labels, or they changed since"):
+            files.from_json(written, "audit.json", human, [7, 9], files_now, CATEGORIES)
+    del written["data"]["labels"]  # as older ones were written
+    assert len(files.from_json(written, "audit.json", HUMAN, [7, 9], FILES, CATEGORIES)) == 1
+    with pytest.raises(UserError, match="about other labels"):
+        files.from_json(written, "audit.json", HUMAN, [7, 9], ["b.png", "c.png"], CATEGORIES)
+
+
+def test_what_is_applied_is_written_whatever_its_score():
+    found = dataclasses.replace(FOUND, score=FOUND.score / 20)
+    assert len(audit(found)["findings"]) == 0
+    written = audit(found, threshold=0.02)
+    assert len(written["findings"]) == 4 and written["left_out"] == 1
 
 
 def test_decisions_choose_what_is_applied():

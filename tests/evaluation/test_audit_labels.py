@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from mixtrain_jax.auditing import corrections
+from mixtrain_jax.auditing import corrections, files
 from mixtrain_jax.auditing.corrections import Corrected, to_bbox
 from mixtrain_jax.auditing.dump import Look
 from mixtrain_jax.auditing.findings import MISSING, PLACE, Findings
@@ -134,18 +134,29 @@ def nothing_applied(dataset):
     return corrections.apply(human, NOTHING, np.zeros(0, bool))
 
 
+@pytest.mark.parametrize("audited", ["train", "val"])
 @pytest.mark.parametrize("make", [cases.voc, cases.yolo, cases.coco])
-def test_what_was_set_apart_comes_back_with_the_corrected_labels(make, tmp_path):
+def test_what_was_set_apart_comes_back_with_the_corrected_labels(make, audited, tmp_path):
     make(tmp_path / "people")
     data = config(tmp_path / "people", "0.4").data
     parts = {split: load_dataset(data, split) for split in ("train", "val")}
-    first = corrected.original(parts["train"], data, "train")
+    first = corrected.original(parts[audited], data, audited)
     output = epath.Path(tmp_path / "corrected.json")
-    nothing = nothing_applied(parts["train"])
-    corrected.write_labels(first, data.source, "train", nothing, NOTHING, output)
+    nothing = nothing_applied(parts[audited])
+    name = corrected.stands_as(parts[audited], data)
+    corrected.write_labels(first, data.source, name, nothing, NOTHING, output)
     written = json.loads(output.read_text())
     names = [part.file_name(row) for part in parts.values() for row in range(len(part))]
     assert sorted(image["file_name"] for image in written["images"]) == sorted(names)
+    if data.source != "coco":  # and can be trained on as they are
+        again = config(tmp_path / "corrected", "0.4").data
+        if data.source == "voc":  # whose images stay where they were
+            again = load.override_all(again, {"train.images": str(data.train.images)})
+        there = [load_dataset(again, split) for split in parts]
+        assert sum(map(len, there)) == len(names)
+        assert [len(each.boxes.values) for each in there] == [
+            len(part.boxes.values) for part in parts.values()
+        ]
     if data.source == "coco":
         again = load.override_all(data, {"train.annotations": str(output)})
         for split, part in parts.items():
@@ -392,6 +403,33 @@ def test_images_that_cannot_be_read_are_not_judged(seen, caplog):
             np.testing.assert_allclose(finding["human"]["bbox"], own["bbox"], atol=0.02)
     of_blind = [e for e in written["annotations"] if e["image_id"] in ("im-2", "im-5")]
     assert of_blind == [e for e in content["annotations"] if e["image_id"] in ("im-2", "im-5")]
+
+
+def test_ids_that_are_text_are_the_labels_own(seen):
+    _, contents, _ = seen()
+    assert contents["findings"]
+    assert {entry["image_id"] for entry in contents["findings"]} <= {f"im-{n}" for n in range(12)}
+
+
+def test_decisions_outlive_the_next_audit(seen, tmp_path, capsys):
+    _, contents, _ = seen()
+    output = epath.Path(tmp_path / "audit")
+    mark = contents["fingerprint"]
+    made = {"version": 1, "fingerprint": mark, "decisions": {"0": "accept", "1": "accept"}}
+    (tmp_path / "decisions.json").write_text(json.dumps(made))
+    corrected.keep_former(output, mark)  # the same audit again
+    assert (output / "audit.json").exists()
+    corrected.keep_former(output, "0" * 12)
+    assert f"audit-{mark}.json now; decisions" in capsys.readouterr().out
+    other = contents | {"findings": [], "fingerprint": files.fingerprint([])}
+    (output / "audit.json").write_text(json.dumps(other))
+    data = config(tmp_path).data
+    given = load_dataset(data, "train"), data, "train", output
+    assert corrected.apply_decisions(*given, epath.Path(tmp_path / "decisions.json")) == 2
+    made["fingerprint"] = "f" * 12
+    (tmp_path / "decisions.json").write_text(json.dumps(made))
+    with pytest.raises(UserError, match="was made on another audit"):
+        corrected.apply_decisions(*given, epath.Path(tmp_path / "decisions.json"))
 
 
 def test_nothing_is_missing_in_a_crowd(seen):

@@ -101,6 +101,17 @@ class Dataset:
             height, width = self.sizes[row].tolist()
             return Image.new("RGB", (width, height), (128, 128, 128))
 
+    @property
+    def given_image_ids(self) -> list[Any]:
+        """The images' ids as the labels have them, which can be text."""
+        return list(self.annotations.original_ids or self.image_ids.tolist())
+
+    @property
+    def given_categories(self) -> list[dict[str, Any]]:
+        """'id' and 'name' of each class, the id as the labels have it."""
+        ids = self.annotations.original_categories or [each["id"] for each in self.categories]
+        return [each | {"id": i} for each, i in zip(self.categories, ids, strict=True)]
+
     @functools.cached_property
     def ground_truth(self) -> dict[str, Any]:
         """The annotations in COCO format, crowds included, for scoring; made when first asked for.

@@ -19,7 +19,7 @@ function passes(f) {
   const kind = [...at("kinds").querySelectorAll("input")].some((box) => box.checked && box.value === f.kind);
   const label = at("class").value, state = at("state").value, word = at("image").value.toLowerCase();
   return kind && f.score >= Number(at("score").value) &&
-    (!label || f.classes.includes(Number(label))) &&
+    (!label || f.classes.some((id) => String(id) === label)) &&
     (!word || f.file.toLowerCase().includes(word)) &&
     (!state || (decisions[f.id] || "open") === state);
 }
