@@ -143,8 +143,8 @@ class Detector:
     ) -> Found | list[Found]:
         """Detects in an image, or in a list of images.
 
-        The first image of a new shape (a bucket of `config.data.val`, and one image or a batch of
-        `config.eval.batch_size`) takes the time of a compilation.
+        The first image of a new shape (a bucket of `config.data.val`; one by one, or in batches of
+        `config.eval.batch_size` where there are more) takes the time of a compilation.
 
         Args:
           images: files, or arrays [height, width, 3] uint8 RGB. The images of a list are read

@@ -32,7 +32,7 @@ from mixtrain_jax.evaluation import detect, result_files
 from mixtrain_jax.evaluation.detect import Predict, Weights
 from mixtrain_jax.pages import draw, fonts
 from mixtrain_jax.runtime import parallel, storage
-from mixtrain_jax.types import Params
+from mixtrain_jax.types import Params, View
 
 PICTURES = ("jpg", "png", "none")
 
@@ -191,9 +191,8 @@ def detect_in(
         return
     devices = parallel.device_count()
     batch_size = -(-batch_size // devices) * devices
-    if len(dataset) == 1:  # no pipeline is worth its start
-        image = errors.read(dataset, 0)
-        views = iter([] if image is None else [single_view(image, config.data, devices)])
+    if len(dataset) <= batch_size:  # no pipeline is worth its start
+        views = _one_by_one(dataset, config.data, devices, errors)
     else:
         views = batches.eval_batches(dataset, config.data, batch_size, read_errors=errors)
     overfull, full = 0, 0
@@ -228,6 +227,13 @@ def detect_in(
             full,
             config.model.roi_head.detections,
         )
+
+
+def _one_by_one(dataset: Dataset, data: Any, devices: int, errors: ReadErrors) -> Iterator[View]:
+    for row in range(len(dataset)):
+        image = errors.read(dataset, row)
+        if image is not None:
+            yield single_view(image, data, devices, row)
 
 
 def _draw(

@@ -24,7 +24,7 @@ from mixtrain_jax.mixtraining.teacher import (
 )
 from mixtrain_jax.models.detector import Detector
 from mixtrain_jax.ops import boxes as box_ops
-from mixtrain_jax.types import Array, Params, SumOverDevices, Targets
+from mixtrain_jax.types import Array, Detections, Params, SumOverDevices, Targets
 
 SCORES = 100  # steps from 0 to 1 among which a threshold is chosen
 ALIKE = 0.75  # IoU of two boxes that are drawn alike
@@ -203,11 +203,7 @@ def find_score_threshold(
 ) -> Array:
     """The score above which the teacher's detections are pseudo boxes.
 
-    With `auto_count` > 0 it is the lowest score, in hundredths, above which this step has at most
-    `auto_count` detections per human box. With `auto_agreement` > 0 it is the lowest score, in
-    hundredths, such that of the detections above it that overlap no human box at least this share
-    is found again in the mirrored view; 1 where there is no such score, or where fewer than ten
-    such detections are above it. Else it is `pseudo_score_threshold`.
+    By `auto_count` or `auto_agreement`, whichever is above 0, or else `pseudo_score_threshold`.
 
     Args:
       model: the detector.
@@ -217,26 +213,71 @@ def find_score_threshold(
       sum_over_devices: sums arrays over all devices.
       balance: [classes] float32 by which scores are multiplied first.
     """
-    if not (config.auto_agreement or config.auto_count):
-        return jnp.float32(config.pseudo_score_threshold)
-    scores = jnp.arange(SCORES) / SCORES
-    found, agreeing, human = jnp.zeros(SCORES), jnp.zeros(SCORES), jnp.zeros(())
-    for view, _, unbalanced, _ in predictions:
-        detections = balance_scores(unbalanced, balance)
-        if config.auto_count:
-            above = detections.scores[..., None] > scores
-            found += (detections.valid[..., None] & above).sum((0, 1))
-            human += view.valid.sum()
-            continue
+    balanced = [
+        each._replace(detections=balance_scores(each.detections, balance)) for each in predictions
+    ]
+    if config.auto_count:
+        return threshold_by_count(balanced, config.auto_count, sum_over_devices)
+    if config.auto_agreement:
+        return threshold_by_agreement(model, teacher, balanced, config, sum_over_devices)
+    return jnp.float32(config.pseudo_score_threshold)
+
+
+def threshold_by_count(
+    predictions: Sequence[TeacherPredictions], most: float, sum_over_devices: SumOverDevices
+) -> Array:
+    """The lowest score, in hundredths, with few enough detections above it; 1 without such.
+
+    Args:
+      predictions: the teacher's, in this device's images.
+      most: detections above the score per human box of the step.
+      sum_over_devices: sums arrays over all devices.
+    """
+    found, human = jnp.zeros(SCORES), jnp.zeros(())
+    for view, _, detections, _ in predictions:
+        found += _count_above(detections, detections.valid)
+        human += view.valid.sum()
+    found, human = sum_over_devices((found, human))
+    return _least_score(found <= most * human)
+
+
+def threshold_by_agreement(
+    model: Detector,
+    teacher: Params,
+    predictions: Sequence[TeacherPredictions],
+    config: Any,
+    sum_over_devices: SumOverDevices,
+) -> Array:
+    """The lowest score, in hundredths, above which the teacher agrees with itself.
+
+    Of the detections above it that overlap no human box at least `auto_agreement` are found again
+    in the mirrored view; 1 where there is no such score, or fewer than ten such detections.
+
+    Args:
+      model: the detector.
+      teacher: its parameters.
+      predictions: its predictions in this device's images.
+      config: `config.mixtraining`.
+      sum_over_devices: sums arrays over all devices.
+    """
+    found, agreeing = jnp.zeros(SCORES), jnp.zeros(SCORES)
+    for view, _, detections, _ in predictions:
         overlaps = box_ops.iou(detections.boxes, view.boxes) > config.iou_threshold
         overlaps &= view.valid[:, None]
         alone = detections.valid & ~overlaps.any(-1)
         same = alone & found_in_mirror(model, teacher, view, detections, config.agreement_iou)
-        above = detections.scores[..., None] > scores
-        found += (alone[..., None] & above).sum((0, 1))
-        agreeing += (same[..., None] & above).sum((0, 1))
-    found, agreeing, human = sum_over_devices((found, agreeing, human))
-    if config.auto_count:
-        return jnp.min(jnp.where(found <= config.auto_count * human, scores, 1.0))
-    good = (found >= FEWEST) & (agreeing >= config.auto_agreement * found)
-    return jnp.min(jnp.where(good, scores, 1.0))
+        found += _count_above(detections, alone)
+        agreeing += _count_above(detections, same)
+    found, agreeing = sum_over_devices((found, agreeing))
+    return _least_score((found >= FEWEST) & (agreeing >= config.auto_agreement * found))
+
+
+def _count_above(detections: Detections, which: Array) -> Array:
+    """How many [SCORES] of some detections, [B, K] bool, are above each score in hundredths."""
+    above = detections.scores[..., None] > jnp.arange(SCORES) / SCORES
+    return (which[..., None] & above).sum((0, 1))
+
+
+def _least_score(good: Array) -> Array:
+    """The lowest score in hundredths that is good [SCORES]; 1 where none is."""
+    return jnp.min(jnp.where(good, jnp.arange(SCORES) / SCORES, 1.0))

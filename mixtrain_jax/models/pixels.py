@@ -50,7 +50,7 @@ def normalised_image(image: Any, shown: Any, mean: Sequence[float], std: Sequenc
 def unpack(shown: Any) -> Any:
     """Returns the bits of bytes [..., W / 8] uint8 as [..., W] bool, each byte's highest first.
 
-    Of a numpy array it is one.
+    A numpy array gives a numpy array.
     """
     bits = shown[..., None] >> np.arange(7, -1, -1, dtype=np.uint8) & 1
     return bits.reshape(*shown.shape[:-1], -1) == 1

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -29,7 +28,8 @@ class TeacherAnswer(NamedTuple):
     Attributes:
       probabilities: [B, K, classes + 1] float32, the background last.
       label_share: [B, K] float32, how much of a RoI's class target is its label; the rest is the
-        probabilities. None: all of it, and they weigh the RoIs labelled background.
+        probabilities. None is the soft background: targets are the labels, and the probability of
+        the background weighs the RoIs labelled background.
     """
 
     probabilities: Array
@@ -95,6 +95,26 @@ class StageRecord(NamedTuple):
     weights: Array
     valid: Array
     correct: Array
+
+
+class SampledRoIs(NamedTuple):
+    """What one stage is trained on.
+
+    Attributes:
+      rois: [B, K, 4] float32.
+      labels: [B, K] int32, the background being the last class.
+      target_deltas: [B, K, 4] float32 to the target box that each is matched with.
+      positive: [B, K] bool, matched with a target box.
+      valid: [B, K] bool, False for padding.
+      chosen: [B, K] int32, places among the target boxes and, after them, the candidates.
+    """
+
+    rois: Array
+    labels: Array
+    target_deltas: Array
+    positive: Array
+    valid: Array
+    chosen: Array
 
 
 class RoIHead(nn.Module):
@@ -265,26 +285,24 @@ class RoIHead(nn.Module):
           targets: the boxes to be found.
           keys: [B] PRNG keys, one per image, for sampling RoIs.
           sum_over_devices: sums arrays over all devices.
-          ask_teacher: what the teacher says of RoIs. It weighs the RoIs labelled background by
-            their background probabilities (MixTraining's soft background) or, where labels have a
-            share, has the rest of the class targets; all RoIs weigh 1 then, as with None.
+          ask_teacher: what the teacher says of RoIs, see `TeacherAnswer`. Where labels have a share
+            all RoIs weigh 1, as without a teacher.
 
         Returns:
           The weighted losses by name (this device's share of each), and a record of each stage.
         """
         losses, records = {}, []
         boxes, valid = proposals.boxes, proposals.valid
-        truths = targets.boxes.shape[1]
         for stage in range(self.stages):
             sample = self._sample(stage, boxes, valid, targets, keys)
-            rois, labels, wanted = sample.rois, sample.labels, sample.wanted
+            rois, labels = sample.rois, sample.labels
             logits, deltas = self.predict(stage, pyramid, size, rois)
             answer = None if ask_teacher is None else ask_teacher(stage, rois)
             goal, weights = self._class_targets(sample, answer, sum_over_devices)
             entropy = optax.softmax_cross_entropy(logits, goal)
             weighted = sum_over_devices((weights > 0).sum())
             class_loss = (weights * entropy).sum() / jnp.maximum(weighted, 1)
-            misses = self._deltas_of(labels, deltas) - wanted
+            misses = self._deltas_of(labels, deltas) - sample.target_deltas
             distance = _smooth_l1(misses, self.config.smooth_l1_beta).sum(-1)
             box_loss = jnp.where(sample.positive, distance, 0).sum()
             box_loss /= jnp.maximum(sum_over_devices(sample.valid.sum()), 1)
@@ -297,11 +315,11 @@ class RoIHead(nn.Module):
                 best = logits[..., :-1].argmax(-1)
                 named = jnp.where(labels == self.num_classes, best, labels)
                 boxes = self.refine(stage, rois, deltas, named, size)
-                valid = sample.valid & (sample.index >= truths)
+                valid = sample.valid & (sample.chosen >= targets.boxes.shape[1])
         return losses, records
 
     def _class_targets(
-        self, sample: "_Sampled", answer: TeacherAnswer | None, sum_over_devices: SumOverDevices
+        self, sample: SampledRoIs, answer: TeacherAnswer | None, sum_over_devices: SumOverDevices
     ) -> tuple[Array, Array]:
         """The class targets [B, K, classes + 1] of sampled RoIs, and their weights [B, K].
 
@@ -322,33 +340,25 @@ class RoIHead(nn.Module):
 
     def _sample(
         self, stage: int, boxes: Array, valid: Array, targets: Targets, keys: Array
-    ) -> "_Sampled":
-        """Matches true boxes and candidates to the targets and samples RoIs, image by image."""
+    ) -> SampledRoIs:
+        """Matches target boxes and candidates to the targets and samples RoIs, image by image."""
         cfg = self.config
         iou = cfg.positive_ious[stage]
         stds = tuple(cfg.delta_stds[stage])
 
-        def of_image(
-            boxes: Array,
-            valid: Array,
-            true_boxes: Array,
-            true_labels: Array,
-            true_valid: Array,
-            key: Array,
-        ) -> "_Sampled":
+        def of_image(boxes: Array, valid: Array, targets: Targets, key: Array) -> SampledRoIs:
             match = matching.match(
                 boxes,
-                true_boxes,
-                true_valid,
+                targets.boxes,
+                targets.valid,
                 valid=valid,
                 positive=iou,
                 negative=iou,
                 low_quality=None,
             )
-            count = len(true_boxes)
-            candidates = jnp.concatenate([true_boxes, boxes])
-            gt_index = jnp.concatenate([jnp.arange(count), match.gt_index])
-            kind = jnp.concatenate([jnp.where(true_valid, 1, -1), match.kind])
+            candidates = jnp.concatenate([targets.boxes, boxes])
+            gt_index = jnp.concatenate([jnp.arange(len(targets.boxes)), match.gt_index])
+            kind = jnp.concatenate([jnp.where(targets.valid, 1, -1), match.kind])
             sample = matching.sample(
                 jax.random.fold_in(key, stage),
                 kind == 1,
@@ -357,25 +367,12 @@ class RoIHead(nn.Module):
                 int(cfg.samples * cfg.positive_share),
             )
             rois = jnp.where(sample.valid[:, None], candidates[sample.index], 0)
-            truth = gt_index[sample.index]
-            labels = jnp.where(sample.positive, true_labels[truth], self.num_classes)
-            wanted = box_ops.encode(rois, true_boxes[truth], stds)
-            return _Sampled(rois, labels, wanted, sample.positive, sample.valid, sample.index)
+            gt_index = gt_index[sample.index]
+            labels = jnp.where(sample.positive, targets.labels[gt_index], self.num_classes)
+            deltas = box_ops.encode(rois, targets.boxes[gt_index], stds)
+            return SampledRoIs(rois, labels, deltas, sample.positive, sample.valid, sample.index)
 
-        sampled = jax.vmap(of_image)(
-            boxes, valid, targets.boxes, targets.labels, targets.valid, keys
-        )
-        return jax.lax.stop_gradient(sampled)
-
-
-@flax.struct.dataclass
-class _Sampled:
-    rois: Array  # [B, K, 4]
-    labels: Array  # [B, K], background = number of classes
-    wanted: Array  # [B, K, 4] deltas to the matched true box
-    positive: Array  # [B, K]
-    valid: Array  # [B, K]
-    index: Array  # [B, K] into true boxes, then candidates
+        return jax.lax.stop_gradient(jax.vmap(of_image)(boxes, valid, targets, keys))
 
 
 def _smooth_l1(difference: Array, beta: float) -> Array:

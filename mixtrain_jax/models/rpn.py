@@ -161,12 +161,12 @@ def losses(
     anchors = jnp.asarray(constant)
 
     def of_image(
-        logits: Array, deltas: Array, size: Array, boxes: Array, valid: Array, key: Array
+        logits: Array, deltas: Array, size: Array, targets: Targets, key: Array
     ) -> tuple[Array, Array, Array]:
         match = matching.match(
             anchors,
-            boxes,
-            valid,
+            targets.boxes,
+            targets.valid,
             valid=anchor_ops.inside(constant, size, config.border),
             positive=config.positive_iou,
             negative=config.negative_iou,
@@ -183,8 +183,8 @@ def losses(
         objectness = optax.sigmoid_binary_cross_entropy(
             logits[chosen], sample.positive.astype(jnp.float32)
         )
-        wanted = box_ops.encode(anchors[chosen], boxes[match.gt_index[chosen]])
-        distance = jnp.abs(deltas[chosen] - wanted).sum(-1)
+        target_deltas = box_ops.encode(anchors[chosen], targets.boxes[match.gt_index[chosen]])
+        distance = jnp.abs(deltas[chosen] - target_deltas).sum(-1)
         positives = sample.positive.sum()
         negatives = sample.valid.sum() - positives
         return (
@@ -194,7 +194,7 @@ def losses(
         )
 
     objectness, distance, count = jax.vmap(of_image)(
-        predictions.logits, predictions.deltas, size, targets.boxes, targets.valid, keys
+        predictions.logits, predictions.deltas, size, targets, keys
     )
     norm = sum_over_devices(count.sum()).astype(jnp.float32)
     return {"rpn_objectness": objectness.sum() / norm, "rpn_boxes": distance.sum() / norm}

@@ -21,7 +21,7 @@ from mixtrain_jax.runtime import storage
 from mixtrain_jax.runtime.event_files import EventFiles
 
 BAR = "[{bar:20}] {percentage:3.0f}%"  # as tqdm writes it
-OFTEN = 20.0  # seconds between lines on the terminal at most, but for steps that take longer
+OFTEN = 20.0  # seconds the terminal is silent at most; a step that takes longer makes it longer
 UPLOAD = 60.0  # seconds between writes where files cannot be appended to (gs://)
 
 

@@ -1,8 +1,9 @@
-"""Devices: the only module that knows how many there are.
+"""Devices: the only module that maps functions over them, and shares batches out among them.
 
 Every local device takes an equal share of this host's batch; parameters are the same on all of
-them. `jax.pmap` runs the step with the state un-stacked (one copy as the program sees it,
-replicated by placement), so nothing has to be stacked, unstacked or undone for a checkpoint.
+them. The step runs by `jax.pmap`, or `jax.shard_map` (`config.mapping`), with the state un-stacked:
+one copy as the program sees it, replicated by placement, so nothing has to be stacked, unstacked or
+undone for a checkpoint.
 """
 
 import collections
@@ -28,8 +29,8 @@ from mixtrain_jax.runtime import compilation_cache, hosts, launchers, watch
 
 AXIS = "batch"
 JOINING = 300  # seconds to wait for the other processes at the start
-# Seconds after which JAX takes a process that says nothing for dead. It hears each twice in that
-# time, so half of it may do; the watches (`watch.SILENT`), which name the host, are to be first.
+# Seconds after which JAX takes a silent process for dead; half of it can be enough. It has to be
+# longer than `watch.SILENT`, so that the watches, which name the host, report first.
 HEARTBEAT_TIMEOUT = 120
 _SIGNS_OF_LOSS = ("UNAVAILABLE", "DEADLINE_EXCEEDED")  # besides those of `hosts.tells_of_loss`
 AHEAD = 2  # batches on the devices: the one to come, and the one after it
@@ -327,7 +328,7 @@ def _initialize(**which: Any) -> None:
         if not isinstance(error, UserError):
             line = f"the processes of this run cannot sum (NCCL_DEBUG=INFO tells more): {line}"
         print(f"error: {line}", file=sys.stderr, flush=True)
-        # No other way out waits for nobody.
+        # Any other way out waits for the other processes.
         os._exit(BAD_INPUT if isinstance(error, UserError) else LOST)
 
 

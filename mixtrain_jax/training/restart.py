@@ -78,7 +78,7 @@ def check(
 def with_chosen_buckets(workdir: epath.Path, asked: ConfigDict, train: Dataset) -> ConfigDict:
     """`asked` with the training buckets that the run in the workdir chose, if it left them open.
 
-    A longer run may choose other ones, which would deal its images anew.
+    A longer run may choose other ones, which would change the order of its images.
     """
     started = finished_steps(workdir / "checkpoints") and storage.exists(workdir / saved.NAME)
     if asked.data.train.buckets or not started:

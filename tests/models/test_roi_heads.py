@@ -31,7 +31,7 @@ class Given(RoIHead):
         return jnp.array(self.logits)[None], jnp.array(self.deltas)[None]
 
     def _sample(self, stage, boxes, valid, targets, keys):
-        return roi_heads._Sampled(*(jnp.array(part)[None] for part in self.sampled))
+        return roi_heads.SampledRoIs(*(jnp.array(part)[None] for part in self.sampled))
 
 
 @pytest.fixture(params=[0.0, 1.0])

@@ -80,7 +80,7 @@ class Stream:
         return int(self._order(place // self.count)[place % self.count])
 
     def shorts_for(self, row: int, bucket: int) -> np.ndarray:
-        """The short sides that put an image into a bucket; if none does, those that fit there."""
+        """The short sides that put an image into a bucket, or if none does, all that fit there."""
         every = np.full(len(self.shorts), row)
         own = self._bucket(every, np.arange(len(self.shorts))) == bucket
         return self.shorts[own] if own.any() else self.shorts[: self._fits[self._kind[row]][bucket]]

@@ -32,8 +32,8 @@ class ReadErrors:
       drawn: images drawn so far on this host, each as often as it was drawn.
       count: how many of these were bad.
       reasons: why, by row of the data set: an entry for each bad image.
-      again: images are drawn again: those that failed for the network's sake are then no bad ones,
-        and are tried again.
+      again: images are drawn again later, so one that the network failed to bring does not count
+        as bad, and is tried again.
       error: an exception raised while images were prepared, on its way to the training loop.
     """
 

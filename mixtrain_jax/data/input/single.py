@@ -11,13 +11,14 @@ from mixtrain_jax.data.views.parameters import ViewParameters
 from mixtrain_jax.types import View
 
 
-def single_view(image: np.ndarray, data: Any, count: int = 1) -> View:
+def single_view(image: np.ndarray, data: Any, count: int = 1, row: int = 0) -> View:
     """The evaluation view of one image, as a batch without boxes.
 
     Args:
       image: [h, w, 3] uint8 RGB.
       data: `config.data`; its val scale and buckets are used.
       count: images of the batch; those after the first are fillers, the same again.
+      row: of the image in its data set.
 
     Raises:
       UserError: no bucket is large enough.
@@ -42,5 +43,5 @@ def single_view(image: np.ndarray, data: Any, count: int = 1) -> View:
     repeated: dict[str, Any] = {
         key: np.repeat(value[None], count, axis=0) for key, value in fields.items()
     }
-    repeated["index"] = np.array([0, *[-1] * (count - 1)], np.int32)
+    repeated["index"] = np.array([row, *[-1] * (count - 1)], np.int32)
     return View(**repeated)

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from mixtrain_jax.data.sources import tfds_tables
+from mixtrain_jax.data.sources import image_files, tfds_tables
 from mixtrain_jax.data.sources.annotations import Annotations
 from mixtrain_jax.errors import UserError
 
@@ -135,7 +135,7 @@ def _size(data: bytes) -> tuple[int, int]:
     """Height and width as stored; of an unreadable image 1 and 1, which decoding will deny."""
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return image.height, image.width
+            return image_files.stored_size(image)
     except Exception:  # Pillow's decoders raise nearly anything on damaged files
         return 1, 1
 
