@@ -32,7 +32,7 @@ from mixtrain_jax.evaluation import detect, predict
 from mixtrain_jax.evaluation.audit import FOLDERS
 from mixtrain_jax.evaluation.evaluate import evaluate
 from mixtrain_jax.pages import draw, fonts
-from mixtrain_jax.runtime import parallel
+from mixtrain_jax.runtime import parallel, processes
 from mixtrain_jax.training.folds import audit_split
 from mixtrain_jax.training.run import run
 
@@ -363,7 +363,7 @@ def train(
         folder = None if data is None else os.fspath(data)
         asked, origin = config_asked.of_file(os.fspath(config), _texts(changes), folder)
     process.prepare(asked, training=True)
-    parallel.start()
+    processes.start()
     code = run(asked, epath.Path(workdir), origin, allow_changes, from_scratch, in_program=True)
     if code == STOPPED:
         raise KeyboardInterrupt

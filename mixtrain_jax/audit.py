@@ -33,14 +33,14 @@ def main(flags: argparse.Namespace) -> int:
     from mixtrain_jax.evaluation import detect
     from mixtrain_jax.evaluation.audit import FOLDERS
     from mixtrain_jax.evaluation.corrected import apply_decisions
-    from mixtrain_jax.runtime import parallel, storage
+    from mixtrain_jax.runtime import processes, storage
     from mixtrain_jax.training.folds import audit_split
 
     process.prepare(flags.config, training=True)
-    parallel.start(devices=not flags.apply)
+    processes.start(devices=not flags.apply)
     workdir = epath.Path(flags.workdir)
     output = epath.Path(flags.output or workdir / FOLDERS[flags.split])
-    with parallel.abort_all_on_error(), memory_in_one_line(detect.LESS_MEMORY):
+    with processes.abort_all_on_error(), memory_in_one_line(detect.LESS_MEMORY):
         if flags.apply:
             data = flags.config.data
             dataset = load_dataset(data, flags.split)

@@ -30,9 +30,9 @@ def main(flags: argparse.Namespace) -> int:
     process.prepare()
 
     from mixtrain_jax.inspection import facts, recipe, report, splits, weights
-    from mixtrain_jax.runtime import machine, parallel
+    from mixtrain_jax.runtime import machine, processes
 
-    parallel.start(devices=bool(flags.write))
+    processes.start(devices=bool(flags.write))
     output = epath.Path(flags.output)
     begin_with = weights.read(flags.weights)
     if flags.write:

@@ -76,7 +76,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 
 def add_processes(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of a command that may run in several processes; see `parallel.start`."""
+    """Adds the flags of a command that may run in several processes; see `processes.start`."""
     parser.add_argument(
         "--coordinator",
         metavar="HOST:PORT",

@@ -29,16 +29,16 @@ def main(flags: argparse.Namespace) -> None:
     from mixtrain_jax import process
     from mixtrain_jax.evaluation import detect, error_page
     from mixtrain_jax.evaluation.evaluate import evaluate, keep_foreign, suffix
-    from mixtrain_jax.runtime import parallel, storage
+    from mixtrain_jax.runtime import processes, storage
 
     process.prepare(flags.config, alone=flags.coordinator is None)
-    parallel.start(flags.coordinator, flags.processes, flags.process)
+    processes.start(flags.coordinator, flags.processes, flags.process)
     folder = epath.Path(flags.workdir or ".")
     if flags.data:  # the figures of the run's own data stay
         place = epath.Path(flags.data).absolute()
         folder /= f"on_{place.parent.name}_{place.stem if storage.is_file(place) else place.name}"
     output = epath.Path(flags.output or folder / f"detections{suffix(flags.split)}.json")
-    with parallel.abort_all_on_error(), memory_in_one_line(detect.LESS_MEMORY):
+    with processes.abort_all_on_error(), memory_in_one_line(detect.LESS_MEMORY):
         if not (flags.workdir or flags.output):  # the current directory is no run's
             keep_foreign(output, flags.split)
         if flags.page:

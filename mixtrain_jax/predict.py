@@ -28,10 +28,10 @@ def main(flags: argparse.Namespace) -> None:
     from mixtrain_jax import process
     from mixtrain_jax.evaluation import detect
     from mixtrain_jax.evaluation.predict import predict
-    from mixtrain_jax.runtime import parallel
+    from mixtrain_jax.runtime import parallel, processes
 
     process.prepare()
-    parallel.start()
+    processes.start()
     if (count := parallel.host()[1]) > 1:
         raise UserError(f"prediction runs in one process, and {count} take part; start it alone")
     with memory_in_one_line(detect.LESS_MEMORY):

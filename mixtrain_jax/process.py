@@ -44,9 +44,9 @@ def prepare(config: Any = None, training: bool = False, alone: bool = True) -> N
 
     from mixtrain_jax.data.tensorflow import keep_off_accelerators
     from mixtrain_jax.errors import UserError
-    from mixtrain_jax.runtime import machine, memory, orbax_files, parallel
+    from mixtrain_jax.runtime import machine, memory, orbax_files, processes
 
-    if parallel.cpu_only():
+    if processes.cpu_only():
         memory.prepare()
         devices = cpu_devices(config, training, machine.cores(), os.environ)
         if alone and devices > 1:

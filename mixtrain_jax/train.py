@@ -33,11 +33,11 @@ def main(flags: argparse.Namespace) -> int:
     from etils import epath
 
     from mixtrain_jax import process
-    from mixtrain_jax.runtime import parallel
+    from mixtrain_jax.runtime import parallel, processes
     from mixtrain_jax.training.run import run
 
     process.prepare(flags.config, training=True, alone=flags.coordinator is None)
-    parallel.start(flags.coordinator, flags.processes, flags.process)
+    processes.start(flags.coordinator, flags.processes, flags.process)
     parallel.say(parallel.describe())
     return run(
         flags.config,

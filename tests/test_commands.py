@@ -21,7 +21,7 @@ from mixtrain_jax.errors import STOPPED, UserError
 from mixtrain_jax.evaluation import coco, detect
 from mixtrain_jax.evaluation import predict as predicting
 from mixtrain_jax.models import detector
-from mixtrain_jax.runtime import checkpoint, parallel
+from mixtrain_jax.runtime import checkpoint, processes
 from mixtrain_jax.training import validation, warm_start
 from mixtrain_jax.training.optimizer import make_schedule
 from tests import harness, tiny
@@ -348,11 +348,11 @@ def test_bad_input_is_one_line_and_exit_code_2(shapes, tmp_path, capsys, argumen
     assert message in error[0]
 
 
-def test_parallel_start_leaves_a_chosen_cache_alone(monkeypatch, tmp_path):
+def test_start_leaves_a_chosen_cache_alone(monkeypatch, tmp_path):
     before = jax.config.jax_compilation_cache_dir
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
     try:
-        parallel.start()
+        processes.start()
         assert jax.config.jax_compilation_cache_dir == str(tmp_path)
     finally:
         jax.config.update("jax_compilation_cache_dir", before)

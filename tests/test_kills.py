@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 
 from mixtrain_jax.errors import LOST
-from mixtrain_jax.runtime import checkpoint, parallel
+from mixtrain_jax.runtime import checkpoint, processes
 from tests import harness
 
 pytestmark = pytest.mark.multidevice
@@ -41,7 +41,7 @@ def kill(run, rng):
     victims = rng.choice([(0, 1), (0, 1), (0, 1), (0, 1), (0,), (1,)])
     for victim in victims:
         run.signal(signal.SIGKILL, victim)
-    codes = run.codes(seconds=parallel.JOINING + 60)  # one killed before it joined is waited for
+    codes = run.codes(seconds=processes.JOINING + 60)  # one killed before it joined is waited for
     assert set(codes) <= {0, LOST, -signal.SIGABRT, -signal.SIGKILL}, run.said()
 
 

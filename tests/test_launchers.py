@@ -13,8 +13,8 @@ pytestmark = pytest.mark.multidevice
 
 PROGRAM = """
 import jax
-from mixtrain_jax.runtime import parallel, watch
-parallel.start()
+from mixtrain_jax.runtime import parallel, processes, watch
+processes.start()
 print(parallel.describe(), "|", jax.config.values["jax_cuda_visible_devices"], flush=True)
 watch.finish()
 """

@@ -352,7 +352,7 @@ def test_images_are_turned_as_those_of_training(unnamed, asked, trained, expecte
 
 def test_several_processes_are_refused(monkeypatch):
     """All of them would write the same files."""
-    monkeypatch.setattr("mixtrain_jax.runtime.parallel.start", lambda: None)
+    monkeypatch.setattr("mixtrain_jax.runtime.processes.start", lambda: None)
     monkeypatch.setattr("mixtrain_jax.runtime.parallel.host", lambda: (1, 4))
     monkeypatch.setattr("mixtrain_jax.process.prepare", lambda: None)
     with pytest.raises(UserError, match="in one process, and 4 take part; start it alone"):

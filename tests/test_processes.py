@@ -12,7 +12,7 @@ import pytest
 from mixtrain_jax.errors import BAD_INPUT, LOST, RESTARTABLE, STOPPED, UserError
 from mixtrain_jax.evaluation.detect import read_weights
 from mixtrain_jax.evaluation.evaluate import evaluate
-from mixtrain_jax.runtime import checkpoint, orbax_files, parallel
+from mixtrain_jax.runtime import checkpoint, orbax_files, parallel, processes
 from mixtrain_jax.runtime.lock import lock
 from tests import harness, tiny
 
@@ -86,7 +86,7 @@ def test_when_a_process_is_killed_the_others_end(shapes, stopped, victim):
     run.wait_for("resuming after step")
     run.wait_for("\nstep ")
     run.signal(signal.SIGKILL, process=victim)
-    codes = run.codes(seconds=2 * parallel.HEARTBEAT_TIMEOUT)
+    codes = run.codes(seconds=2 * processes.HEARTBEAT_TIMEOUT)
     assert codes.pop(victim) == -signal.SIGKILL
     # JAX aborts a process when it hears of a death before the process's own work fails of it.
     assert codes[0] in (LOST, -signal.SIGABRT)
@@ -124,15 +124,15 @@ def test_what_the_first_process_refuses_ends_all(shapes, tmp_path):
 )
 def test_flags_that_do_not_fit_are_one_line(given, message):
     with pytest.raises(UserError, match=message):
-        parallel.start(*given)
+        processes.start(*given)
 
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_process_whose_other_never_comes_ends_so_that_both_are_started_again(number):
     """The other may have been killed while it started. JAX itself gives up, by an abort."""
     program = (
-        "from mixtrain_jax.runtime import parallel; parallel.JOINING = 3\n"
-        f"parallel.start('localhost:{harness.free_port()}', 2, {number})\n"
+        "from mixtrain_jax.runtime import processes; processes.JOINING = 3\n"
+        f"processes.start('localhost:{harness.free_port()}', 2, {number})\n"
     )
     done = subprocess.run([sys.executable, "-c", program], stderr=subprocess.DEVNULL, check=False)
     assert done.returncode == -signal.SIGABRT and 128 + signal.SIGABRT in RESTARTABLE
@@ -142,10 +142,10 @@ def test_a_lone_machine_starts_alone(monkeypatch, capsys):
     def fail(**which):
         pytest.fail("joined processes that are not there")
 
-    monkeypatch.setattr(parallel.jax.distributed, "initialize", fail)
+    monkeypatch.setattr(processes.jax.distributed, "initialize", fail)
     for name, value in {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}.items():  # not in a step
         monkeypatch.setenv(name, value)
-    parallel.start()
+    processes.start()
     assert capsys.readouterr() == ("", "")
 
 
@@ -154,10 +154,10 @@ def test_a_slurm_step_joins_its_processes(monkeypatch):
     monkeypatch.setattr(
         parallel.jax.distributed, "initialize", lambda **which: joined.append(which)
     )
-    monkeypatch.setattr(parallel.jax.config, "update", lambda name, value: None)
+    monkeypatch.setattr(processes.jax.config, "update", lambda name, value: None)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "1(x4)")
     monkeypatch.setenv("SLURM_LOCALID", "0")
-    monkeypatch.setattr(parallel.watch, "start", lambda: None)
-    parallel.start()
+    monkeypatch.setattr(processes.watch, "start", lambda: None)
+    processes.start()
     assert [how["cluster_detection_method"] for how in joined] == ["slurm"]

@@ -32,7 +32,7 @@ from mixtrain_jax.data.sources import text_files
 from mixtrain_jax.data.sources.load import load_dataset
 from mixtrain_jax.errors import STOPPED, UserError
 from mixtrain_jax.evaluation.audit import audit
-from mixtrain_jax.runtime import parallel, storage
+from mixtrain_jax.runtime import processes, storage
 from mixtrain_jax.training.folds import judges
 from mixtrain_jax.training.run import stoppable
 from tools.plant_errors import id_at, plant
@@ -44,7 +44,7 @@ T = TypeVar("T")
 def main(flags: argparse.Namespace) -> int:
     """Trains the detectors, then writes a dump for every level and seed; returns the exit code."""
     process.prepare(flags.config, training=True)
-    parallel.start()
+    processes.start()
     workdir, output = flags.workdir, storage.local(flags.output, "--output")
     if flags.config.data.source != "coco":
         raise UserError(

@@ -30,7 +30,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # of a pla
 import jax
 
 from mixtrain_jax.errors import BAD_INPUT, UserError
-from mixtrain_jax.runtime import memory, parallel, storage
+from mixtrain_jax.runtime import memory, processes, storage
 from tools.benchmarks import measure, models, ops
 
 HOST = ("input", "padding", "scoring", "start", "annotations")
@@ -155,7 +155,7 @@ def largest(case: str, flags: argparse.Namespace) -> dict[str, Any]:
 
 def run(case: str, flags: argparse.Namespace) -> dict[str, Any]:
     """Runs a case in this process; returns rows by the kind of table they stand in."""
-    if parallel.cpu_only():
+    if processes.cpu_only():
         memory.prepare()  # as training does
     if case == "machine":
         return {"machine": machine(), "accelerator": measure.accelerator()}

@@ -25,7 +25,7 @@ from mixtrain_jax import cli, process
 from mixtrain_jax.config import agreement, load, saved, schema
 from mixtrain_jax.config.compare import differences
 from mixtrain_jax.errors import BAD_INPUT, UserError
-from mixtrain_jax.runtime import parallel, storage
+from mixtrain_jax.runtime import processes, storage
 from tools import judge_teacher
 from tools.experiments import judging, labels, tables
 from tools.experiments.labels import Files
@@ -314,7 +314,7 @@ def main(flags: argparse.Namespace) -> int:
         raise UserError(f"--suite={flags.suite}: choose from {', '.join(SUITES)}")
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU is shared with arms
     process.prepare()
-    parallel.start(devices=False)  # they are an arm's, until it is measured
+    processes.start(devices=False)  # they are an arm's, until it is measured
     suite = SUITES[flags.suite]
     names = flags.arms.split(",") if flags.arms else [arm.name for arm in suite.arms]
     arms = [arm for arm in suite.arms if arm.name in names]

@@ -35,7 +35,7 @@ from mixtrain_jax.mixtraining.step import predict_both_halves, teacher_supervisi
 from mixtrain_jax.mixtraining.targets import BoxAssignment, TeacherOutput
 from mixtrain_jax.models import detector, pixels
 from mixtrain_jax.ops import boxes as box_ops
-from mixtrain_jax.runtime import checkpoint, parallel
+from mixtrain_jax.runtime import checkpoint, processes
 from mixtrain_jax.types import Batch
 
 Boxes = tuple[Any, Any]  # numpy: boxes [n, 4] and labels [n]
@@ -251,7 +251,7 @@ def judge(asked: ConfigDict, checkpoint_path: str, clean_path: str, images: int)
 def main(flags: argparse.Namespace) -> None:
     """Prints what the flags ask for."""
     process.prepare()
-    parallel.start()
+    processes.start()
     print(judge(flags.config, flags.checkpoint, flags.clean, flags.images).report())
 
 

@@ -94,31 +94,8 @@ def predict(
         threshold,
         errors,
     )
-    names = [str(category["name"]) for category in categories]
-    drawn = fonts.drawable(names)
-
-    not_drawn: dict[str, str] = {}
-
-    def write(entry: tuple[int, result_files.Found]) -> result_files.Found:
-        row, detections = entry
-        target = pictures.get(detections.path)
-        if target is not None:
-            try:
-                _draw(dataset, row, detections, target, drawn)
-            except (OSError, ValueError, UnreadableImage) as error:  # the detections are not lost
-                not_drawn[detections.path] = why(error)
-        return detections
-
-    results: dict[str, result_files.Found] = {}
     begin = time.perf_counter()
-    with (
-        concurrent.futures.ThreadPoolExecutor() as pool,
-        tqdm(total=len(dataset), unit=" images", desc="predict") as bar,
-    ):
-        for batch in found:
-            for done in pool.map(write, batch):
-                results[done.path] = done
-            bar.update(len(batch))
+    results, not_drawn = _drawn(dataset, found, pictures, categories)
     seconds = time.perf_counter() - begin
     unusable |= {dataset.file_name(row): reason for row, reason in errors.reasons.items()}
 
@@ -234,6 +211,38 @@ def _one_by_one(dataset: Dataset, data: Any, devices: int, errors: ReadErrors) -
         image = errors.read(dataset, row)
         if image is not None:
             yield single_view(image, data, devices, row)
+
+
+def _drawn(
+    dataset: Dataset,
+    found: Iterator[list[tuple[int, result_files.Found]]],
+    pictures: Mapping[str, epath.Path],
+    categories: Sequence[Mapping[str, Any]],
+) -> tuple[dict[str, result_files.Found], dict[str, str]]:
+    """What was found by the image's path, once its picture is written; and why some are not."""
+    names = fonts.drawable([str(category["name"]) for category in categories])
+    not_drawn: dict[str, str] = {}
+
+    def write(entry: tuple[int, result_files.Found]) -> result_files.Found:
+        row, detections = entry
+        target = pictures.get(detections.path)
+        if target is not None:
+            try:
+                _draw(dataset, row, detections, target, names)
+            except (OSError, ValueError, UnreadableImage) as error:  # the detections are not lost
+                not_drawn[detections.path] = why(error)
+        return detections
+
+    results: dict[str, result_files.Found] = {}
+    with (
+        concurrent.futures.ThreadPoolExecutor() as pool,
+        tqdm(total=len(dataset), unit=" images", desc="predict") as bar,
+    ):
+        for batch in found:
+            for done in pool.map(write, batch):
+                results[done.path] = done
+            bar.update(len(batch))
+    return results, not_drawn
 
 
 def _draw(

@@ -63,6 +63,7 @@ def train(
     config = resolve(bucketed, train=train_set, val=val_set, devices=parallel.device_count())
     watch.set_patience(config.stall_minutes)
 
+    # The model, and what the workdir has of this run.
     model = detector.build(config.model)
     optimizer = make_optimizer(config.optimizer, config.model.backbone, config.steps)
     rate = make_schedule(config.optimizer, config.steps)
@@ -72,6 +73,7 @@ def train(
     shapes = jax.eval_shape(lambda: create_state(optimizer, detector.init(model, config.seed)))
     announce.announce_run(config, train_set, val_set, shapes, machine.this_machine(), workdir)
 
+    # The state: the last checkpoint's, or a first one.
     categories = train_set.categories
     host_state = checkpoints.restore_latest(shapes, {"categories": categories})
     if host_state is None:
@@ -85,6 +87,7 @@ def train(
     state: TrainState = parallel.replicate(host_state)
     del host_state  # a whole state on the host
 
+    # The stream of batches, the step, and what goes on beside it.
     read_errors = ReadErrors(config.data.max_bad_share, again=True)
     stream = own_batches(config, train_set, start, read_errors)
     map_over_devices = parallel.MAPPINGS[config.mapping]
@@ -109,6 +112,7 @@ def train(
     }
 
     with checkpoints, contextlib.closing(monitor), bad_numbers_explained(checkpoints):
+        # What a former start of this run left to do, if it came to an end.
         if start and validation.missed(start):  # the run was ended between saving and evaluating
             validation.run(start, state)
         reason = validation.ends_training(start)

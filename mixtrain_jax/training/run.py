@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from mixtrain_jax.config import saved
 from mixtrain_jax.errors import memory_in_one_line
-from mixtrain_jax.runtime import parallel, signals
+from mixtrain_jax.runtime import processes, signals
 from mixtrain_jax.runtime.lock import hold
 from mixtrain_jax.training import loop
 from mixtrain_jax.training.announce import LESS_MEMORY
@@ -39,7 +39,7 @@ def run(
       UserError: bad input, another run in the workdir, or too little memory.
     """
     with (
-        parallel.abort_all_on_error(),
+        processes.abort_all_on_error(),
         stoppable(in_program) as stop,  # before the workdir is held, which may take minutes
         _held(workdir, stop),
         memory_in_one_line(f"{LESS_MEMORY}; in an evaluation config.eval.batch_size"),

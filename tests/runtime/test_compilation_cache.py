@@ -9,14 +9,14 @@ import sys
 
 import jax
 import jax.numpy as jnp
-from mixtrain_jax.runtime import compilation_cache, parallel
+from mixtrain_jax.runtime import compilation_cache, processes
 
 place, number, folder = sys.argv[1:]
-parallel.start(place, 2, int(number))
+processes.start(place, 2, int(number))
 jax.config.update("jax_compilation_cache_dir", folder)
 compilation_cache.compilation_cache.reset_cache()  # JAX's own: it looked into that of the start
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-with parallel.abort_all_on_error():
+with processes.abort_all_on_error():
     shared = compilation_cache.keep_if_shared(folder)
     jax.block_until_ready(jax.jit(lambda x: jnp.sin(x) + 3)(1.0))
     print(shared)

@@ -7,7 +7,7 @@ import pytest
 
 from mixtrain_jax.config import load
 from mixtrain_jax.errors import UserError
-from mixtrain_jax.runtime import parallel, watch
+from mixtrain_jax.runtime import processes, watch
 
 AHEAD = """
 import jax, numpy as np
@@ -76,8 +76,8 @@ def test_shard_map_takes_the_steps_of_pmap_bit_by_bit(on_devices):
 
 TWO = """
 import sys
-from mixtrain_jax.runtime import parallel, watch
-parallel.start(sys.argv[1], 2, int(sys.argv[2]))
+from mixtrain_jax.runtime import processes, watch
+processes.start(sys.argv[1], 2, int(sys.argv[2]))
 exec(open(sys.argv[3]).read())
 watch.finish()
 """
@@ -96,13 +96,13 @@ def test_in_two_processes_too(tmp_path):
 def test_a_second_run_of_a_program_goes_on_alone(monkeypatch):
     """On a Cloud TPU machine too, where the first would join what it finds."""
     jax.devices()
-    monkeypatch.setattr(parallel.launchers, "on_cloud_tpu", lambda _: True)
-    monkeypatch.setattr(parallel, "_initialize", lambda **_: pytest.fail("JAX's devices are up"))
-    parallel.start()
+    monkeypatch.setattr(processes.launchers, "on_cloud_tpu", lambda _: True)
+    monkeypatch.setattr(processes, "_initialize", lambda **_: pytest.fail("JAX's devices are up"))
+    processes.start()
     watch.finish()
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(UserError, match="JAX was used before this run"):
-        parallel.start()
+        processes.start()
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu", "nonsense"])
@@ -122,17 +122,17 @@ def test_a_peer_that_is_lost_at_the_start_is_no_bad_input(monkeypatch):
 
     monkeypatch.setattr(jax, "default_backend", lost)
     with pytest.raises(UserError, match="devices do not start here. DEADLINE"):
-        parallel._start_devices()  # alone nobody can be lost
-    monkeypatch.setattr(parallel.hosts, "count", lambda: 2)
+        processes._start_devices()  # alone nobody can be lost
+    monkeypatch.setattr(processes.hosts, "count", lambda: 2)
     with pytest.raises(RuntimeError, match="DEADLINE"):
-        parallel._start_devices()
+        processes._start_devices()
 
 
 def test_a_cpu_that_was_not_meant_is_told(monkeypatch, caplog):
     monkeypatch.delenv("JAX_PLATFORMS")
-    monkeypatch.setattr(parallel, "cpu_only", lambda: True)
-    parallel._start_devices()
+    monkeypatch.setattr(processes, "cpu_only", lambda: True)
+    processes._start_devices()
     assert not caplog.text
-    monkeypatch.setattr(parallel, "cpu_only", lambda: False)
-    parallel._start_devices()
+    monkeypatch.setattr(processes, "cpu_only", lambda: False)
+    processes._start_devices()
     assert "finds none, so this runs on the CPU: JAX_PLATFORMS=cuda" in caplog.text

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from mixtrain_jax.errors import BAD_INPUT, LOST, RESTARTABLE, STALLED, LostPeer, UserError
-from mixtrain_jax.runtime import parallel, watch
+from mixtrain_jax.runtime import processes, watch
 from mixtrain_jax.runtime.watch import Heartbeat, StallDetector
 
 MINUTE = int(60 / watch.BEAT)  # looks
@@ -160,6 +160,6 @@ def test_no_watch_outlives_a_run_that_fails_alone(error):
     watch.start()  # of a second run: the first watch has nothing to say any more
     second = watch._own
     assert not first._thread.is_alive() and second._thread.is_alive()
-    with pytest.raises(type(error)), parallel.abort_all_on_error():
+    with pytest.raises(type(error)), processes.abort_all_on_error():
         raise error
     assert not second._thread.is_alive() and watch._own is None
