@@ -143,8 +143,8 @@ class Detector:
     ) -> Found | list[Found]:
         """Detects in an image, or in a list of images.
 
-        The first image of a new shape (a bucket of `config.data.val`; one by one, or in batches of
-        `config.eval.batch_size` where there are more) takes the time of a compilation.
+        The first image of a new shape (a bucket of `config.data.val`, and one image or a batch of
+        `config.eval.batch_size`) takes the time of a compilation.
 
         Args:
           images: files, or arrays [height, width, 3] uint8 RGB. The images of a list are read
@@ -250,7 +250,7 @@ class Detector:
           folds: how many detectors to train first, each without a part of the images; 0: none.
           threshold: findings from this score on are applied in corrected.json.
           calibration: "own" learns from errors planted into these very labels; or what
-            `tools/benchmark_audit.py --fit` wrote; "own,FILE": missing boxes by such a file; "":
+            `tools/benchmark_audit.py --fit` wrote; "own,FILE": missing and doubled ones by it; "":
             the package's.
           output: directory for audit.json, corrected.json and audit.html; default: audit in the
             run's workdir, audit_val for val.

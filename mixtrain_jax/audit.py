@@ -91,8 +91,8 @@ def parse() -> argparse.ArgumentParser:
     parser.add_argument(
         "--calibration", metavar="FILE", default="",
         help="what findings are scored by: own (errors planted into these very labels, which are "
-        "looked at too), what tools/benchmark_audit.py --fit wrote, or own,FILE (missing boxes by "
-        "FILE); default: the package's",
+        "looked at too), what tools/benchmark_audit.py --fit wrote, or own,FILE (missing and "
+        "doubled boxes by FILE); default: the package's",
     )  # fmt: skip
     parser.add_argument(
         "--threshold", type=float, default=0.5, help="least score applied in corrected.json"

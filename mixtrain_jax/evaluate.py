@@ -28,7 +28,7 @@ def main(flags: argparse.Namespace) -> None:
 
     from mixtrain_jax import process
     from mixtrain_jax.evaluation import detect, error_page
-    from mixtrain_jax.evaluation.evaluate import evaluate, keep_foreign, suffix
+    from mixtrain_jax.evaluation.evaluate import evaluate, refuse_foreign, suffix
     from mixtrain_jax.runtime import processes, storage
 
     process.prepare(flags.config, alone=flags.coordinator is None)
@@ -40,7 +40,7 @@ def main(flags: argparse.Namespace) -> None:
     output = epath.Path(flags.output or folder / f"detections{suffix(flags.split)}.json")
     with processes.abort_all_on_error(), memory_in_one_line(detect.LESS_MEMORY):
         if not (flags.workdir or flags.output):  # the current directory is no run's
-            keep_foreign(output, flags.split)
+            refuse_foreign(output, flags.split, flags.page)
         if flags.page:
             error_page.require()
         weights = detect.read_weights(source, detect.which_weights(None, flags.config))

@@ -102,13 +102,15 @@ def cpu_devices(config: Any, training: bool, cores: int, environment: Mapping[st
     What is computed is the same but for the order of sums. JAX_NUM_CPU_DEVICES, or XLA_FLAGS with a
     number of devices, decide instead where they are set; then and in all other cases it is one.
     """
+    from mixtrain_jax.config.resolve import parts_a_device
+
     flags = environment.get("XLA_FLAGS", "")
     given = "JAX_NUM_CPU_DEVICES" in environment or "host_platform_device_count" in flags
     if config is None or given or cores < 2 or int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         return 1
     backbone = config.model.backbone
     small = backbone.name == "resnet" and backbone.base_channels < _NARROW
-    parts = config.accumulate * (2 if config.mixtraining.enabled else 1)
+    parts = parts_a_device(config.mixtraining.enabled, config.accumulate)
     shared = config.eval.batch_size is None or config.eval.batch_size % 2 == 0
     shared &= not training or config.batch_size % (2 * parts) == 0
     return 2 if small and shared else 1

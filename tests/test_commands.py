@@ -281,18 +281,22 @@ def test_a_config_that_is_not_the_checkpoints_is_told_what_that_was_trained_by(
     assert "was trained otherwise: config.data.channels is bgr, and was rgb" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["metrics.json", "detections.json"])
 def test_evaluating_a_checkpoint_writes_over_no_file_of_another(
-    finished, shapes, tmp_path, monkeypatch, name
+    finished, shapes, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    asked = flags(shapes, None, checkpoint=str(finished))
+    asked = flags(shapes, None, checkpoint=str(finished), page=True)
     asked.workdir = None
-    (tmp_path / name).write_text('{"precious": 1}')
-    with pytest.raises(UserError, match=r"no evaluation wrote it; .* --output"):
-        evaluate.main(asked)
-    assert (tmp_path / name).read_text() == '{"precious": 1}'
-    (tmp_path / name).unlink()
+    for name in ("metrics.json", "detections.json", "errors.html"):
+        for text in ('{"precious": 1}', '["of"]', "of"):
+            (tmp_path / name).write_text(text)
+            with pytest.raises(UserError, match=r"no evaluation wrote it; .* --output"):
+                evaluate.main(asked)
+            assert (tmp_path / name).read_text() == text
+        (tmp_path / name).unlink()
+    older = dict.fromkeys(coco.KEYS, 0.5)  # which said less of itself
+    (tmp_path / "metrics.json").write_text(json.dumps(older))
+    asked.page = False
     for _ in range(2):
         evaluate.main(asked)
         assert json.loads((tmp_path / "metrics.json").read_text())["of"]["weights"] == "student"

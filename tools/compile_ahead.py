@@ -36,7 +36,7 @@ from etils import epath
 
 from mixtrain_jax import cli
 from mixtrain_jax.config import load, rules
-from mixtrain_jax.config.resolve import check_batch_size, resolve
+from mixtrain_jax.config.resolve import check_batch_size, parts_a_device, resolve
 from mixtrain_jax.data.input import buckets
 from mixtrain_jax.errors import UserError
 from mixtrain_jax.inspection import memory_estimate
@@ -58,8 +58,8 @@ def main(flags: argparse.Namespace) -> int:
     if flags.quick:
         _optimize_little()
     config = assumed(config, flags.batch_size)
-    halves = 2 if config.mixtraining.enabled else 1
-    check_batch_size("batch_size", config.batch_size, len(devices), halves * config.accumulate)
+    parts = parts_a_device(config.mixtraining.enabled, config.accumulate)
+    check_batch_size("batch_size", config.batch_size, len(devices), parts)
     each = config.batch_size // len(devices)
     print(
         f"{len(devices)} devices of {flags.target}, {each} images each, of {card.memory:.1f} GiB\n"

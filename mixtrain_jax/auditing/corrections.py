@@ -89,7 +89,10 @@ def apply(human: Labels, findings: Findings, accepted: Bools) -> Corrected:
             gone[box] = True
         else:
             spared.append(box)
-    added = np.flatnonzero(accepted & (findings.kind == MISSING)).astype(np.int32)
+    altered = np.flatnonzero((changed >= 0) & ~gone)
+    missing = np.flatnonzero(accepted & (findings.kind == MISSING)).astype(np.int32)
+    there = [_is_there(now, findings, row, altered) for row in missing.tolist()]
+    added = missing[~np.array(there, bool)]
     kept = np.flatnonzero(~gone).astype(np.int32)
     table = Labels(
         np.concatenate([human.image[kept], findings.image[added]]).astype(np.int32),
@@ -106,6 +109,14 @@ def apply(human: Labels, findings: Findings, accepted: Bools) -> Corrected:
         np.flatnonzero(gone),
         np.array(spared, np.int64),
     )
+
+
+def _is_there(table: Labels, findings: Findings, row: int, altered: Ints) -> bool:
+    """Whether a box that is missing is there now: one that was renamed or moved."""
+    same = table.image[altered] == findings.image[row]
+    same &= table.labels[altered] == findings.labels[row]
+    overlaps = iou(findings.boxes[row][None], table.boxes[altered[same]])
+    return bool((overlaps >= ONE_PLACE).any())
 
 
 def _lies_on(table: Labels, box: int, rows: Ints, least: float) -> Bools:
@@ -177,9 +188,9 @@ def summarise(
       "rate", "low", "high"}; low and high are the Wilson interval of 95%, as wide as so many boxes
       make it: that the scores may be wrong is not in it.
     """
-    classes = np.where(findings.human >= 0, human.labels[findings.human], findings.labels)
-    if not len(human):
-        classes = findings.labels
+    classes = findings.labels.copy()
+    mine = findings.human >= 0
+    classes[mine] = human.labels[findings.human[mine]]
     rows = []
     for label, name in [*enumerate(class_names), (None, "all")]:
         boxes = len(human) if label is None else int((human.labels == label).sum())

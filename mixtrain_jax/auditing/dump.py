@@ -6,7 +6,7 @@ image, labels are 0..K-1. What is marked "optional" may be left out.
 
 | key | shape, dtype | what |
 |---|---|---|
-| `image_ids` | [I] int64 | the source's own ids |
+| `image_ids` | [I] int64 | the source's own ids; numbers in their place where these are text |
 | `file_names` | [I] str | relative to the folder of images |
 | `sizes` | [I, 2] int32 | height and width in pixels |
 | `class_names` | [K] str | |

@@ -267,8 +267,8 @@ def choose(
 
     A human box gets the likeliest kind that its matching allows: "class" needs another class that
     something speaks for, "place" a matched detection, "duplicate" another human box of its class
-    on the same object. Of missing boxes in one place, of whatever classes, the likeliest keeps its
-    score, and that of the others is 0.
+    on the same object. Of missing boxes in one place, of whatever classes, the likeliest is a
+    finding.
 
     Args:
       human: H human boxes.
@@ -279,7 +279,7 @@ def choose(
       missing_probability: [M] that the detection is a missing box.
 
     Returns:
-      H + M findings by falling score.
+      H findings and at most M more, by falling score.
     """
     found = look.detections
     # The class to put in: a matched detection's, or else the rating's, or else the rival's.
@@ -305,14 +305,12 @@ def choose(
     boxes[drawn] = found.boxes[evidence.match[drawn]]
     renamed = kind == CLASS
     labels[renamed] = proposal[renamed]
-    rows = missing.detection
-    missing_score = np.where(
-        _likeliest_of_place(found, rows, missing_probability), missing_probability, 0
-    )
+    best = _likeliest_of_place(found, missing.detection, missing_probability)
+    rows = missing.detection[best]
     findings = Findings(
         image=np.concatenate([human.image, found.image[rows]]).astype(np.int32),
         kind=np.concatenate([kind, np.full(len(rows), MISSING)]).astype(np.int8),
-        score=np.concatenate([score, missing_score]).astype(np.float32),
+        score=np.concatenate([score, missing_probability[best]]).astype(np.float32),
         human=np.concatenate([np.arange(len(human)), np.full(len(rows), -1)]).astype(np.int32),
         detection=np.concatenate([evidence.match, rows]).astype(np.int32),
         boxes=np.concatenate([boxes, found.boxes[rows]]).astype(np.float32),

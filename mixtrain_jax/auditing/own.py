@@ -12,8 +12,8 @@ unlabeled data", KDD 2008). Images are judged by models that were fitted on othe
 Of missing boxes this finds a part: what people leave out is often another sort (small, cut by the
 border) than what they draw, and then a box that is taken away does not look like one that is
 missing. The few numbers that missing boxes are judged by mean much the same to other detectors, so
-fitted models judge them too, and those count by which more is missing. Boxes that people drew twice
-are judged so as well: planted ones are few, and are no exact copies.
+fitted models judge them too, and those count by which more is missing. Doubled boxes are judged by
+fitted models too: few are planted here, and none is an exact copy.
 """
 
 import dataclasses

@@ -135,7 +135,7 @@ def made_of(human: Labels, evidence: "Evidence", of_human: Floats, of_missing: F
         by_kind[:, finding.KINDS.index(name)] = of_human[:, column]
     findings = finding.choose(human, merged, people, missing, by_kind, of_missing[:, 1])
     shares = dict(zip(OUTCOMES, _mean(of_human))) | {"missing": _mean(of_missing)[1]}
-    missed = float(of_missing[:, 1].sum())
+    missed = float(findings.score[findings.kind == finding.MISSING].sum())
     return Ranking(findings, merged.detections, level, shares, missed)
 
 

@@ -54,8 +54,8 @@ def resolve(
         )
         if config.mixtraining.enabled:
             _check_method(config.mixtraining, result.model.num_classes, config.data.augment.flip)
-        halves = 2 if config.mixtraining.enabled else 1
-        check_batch_size("batch_size", config.batch_size, devices, halves * config.accumulate)
+        parts = parts_a_device(config.mixtraining.enabled, config.accumulate)
+        check_batch_size("batch_size", config.batch_size, devices, parts)
     if result.steps is not None:
         result.optimizer.drop_steps = _drop_steps(result)
         if config.mixtraining.start_step is None:
@@ -146,6 +146,16 @@ def _drop_steps(config: ConfigDict) -> tuple[int, ...]:
     if optimizer.drop_steps is not None:
         return tuple(optimizer.drop_steps)
     return tuple(round(share * config.steps) for share in optimizer.drops)
+
+
+def parts_a_device(mixing: bool, accumulate: int) -> int:
+    """How many parts a device's share of a batch has, each of one image at least.
+
+    Args:
+      mixing: `config.mixtraining.enabled`: there are a normal and a mixed half.
+      accumulate: `config.accumulate`.
+    """
+    return (2 if mixing else 1) * accumulate
 
 
 def check_batch_size(name: str, size: int, devices: int, parts: int = 1) -> None:

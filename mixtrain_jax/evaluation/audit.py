@@ -1,6 +1,7 @@
 """The label audit of a run: its detectors look at the labels, and files say what may be wrong."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -71,8 +72,8 @@ def audit(
       threshold: findings from this score on are applied in corrected.json.
       dump: write looks.npz, too: all that the detectors see.
       calibration: file of the models that turn what is seen into scores; "own": those of human
-        boxes are fitted to errors planted into these labels, those of missing boxes are the
-        package's, or with "own,FILE" a file's; "": the package's.
+        boxes are fitted to errors planted into these labels, those of missing and doubled boxes are
+        the package's too, or with "own,FILE" a file's; "": the package's.
 
     Returns:
       The contents of audit.json.
@@ -133,7 +134,7 @@ def audit(
     applied = corrections.apply(human, found, found.score >= threshold)
     original = corrected.original(dataset, asked.data, split)
     source = asked.data.source
-    name = corrected.stands_as(dataset, asked.data)
+    name = corrected.split_in_files(dataset, asked.data)
     corrected.write_labels(original, source, name, applied, found, target)
     _write_page(dataset, contents, output)
     return contents
@@ -313,5 +314,11 @@ def _write_page(dataset: Dataset, contents: dict[str, Any], output: epath.Path) 
         logging.warning("no page is written: pip install jinja2")
         return
     rows = {dataset.file_name(row): row for row in range(len(dataset))}
+    former = output / page.FOLDER  # of crops, which no page shows any more
+    for name in storage.list_folder(former):
+        if re.fullmatch("[0-9a-f]{12}", name):
+            storage.delete_directory(former / name)
+        elif re.fullmatch(r"\d+\.jpg", name):  # as they were named once
+            storage.delete(former / name)
     with storage.folder(output) as folder:
         page.write(folder, contents, lambda name: dataset.picture(rows[name]))

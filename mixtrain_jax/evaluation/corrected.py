@@ -194,16 +194,17 @@ def apply_decisions(
     if storage.exists(before):  # another audit came after the one that was decided on
         path, contents = before, text_files.read_json(before, "audit")
     human, _, _ = labels.from_coco(dataset.ground_truth, dataset.name)
-    found = files.from_json(
-        contents, str(path), human, dataset.given_image_ids,
-        [dataset.file_name(row) for row in range(len(dataset))], dataset.given_categories,
-    )  # fmt: skip
+    ids, categories = dataset.given_image_ids, dataset.given_categories
+    if isinstance(contents, dict) and "labels" not in contents.get("data", ()):
+        ids, categories = dataset.image_ids.tolist(), dataset.categories  # an older audit's
+    names = [dataset.file_name(row) for row in range(len(dataset))]
+    found = files.from_json(contents, str(path), human, ids, names, categories)
     accepted = files.read_decisions(made, str(decisions), contents)
     corrected = corrections.apply(human, found, accepted)
     target = output / "accepted.json"
     keep_apart(target, data)
     first = original(dataset, data, split)
-    write_labels(first, data.source, stands_as(dataset, data), corrected, found, target)
+    write_labels(first, data.source, split_in_files(dataset, data), corrected, found, target)
     return int(accepted.sum()) - len(corrected.spared)
 
 
@@ -234,8 +235,8 @@ def keep_former(output: epath.Path, fingerprint: str) -> None:
         )
 
 
-def stands_as(dataset: Dataset, data: Any) -> str:
-    """The split as which labels stand in their files, where `config.data.val_share` parts one."""
+def split_in_files(dataset: Dataset, data: Any) -> str:
+    """The split that labels are of in their files: `config.data.val_share` parts one, train."""
     return "train" if data.val_share > 0 else dataset.name
 
 

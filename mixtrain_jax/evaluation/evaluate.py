@@ -80,24 +80,27 @@ def evaluate(
     return metrics
 
 
-def keep_foreign(output: epath.Path, split: str) -> None:
+def refuse_foreign(output: epath.Path, split: str, page: bool) -> None:
     """Raises UserError where files stand in the way that no evaluation wrote.
 
     Args:
       output: where the detections are to go.
       split: "val" or "test".
+      page: errors.html is to be written, too.
     """
     scores = output.with_name(_scores_name(split))
+    others = [output, output.with_name(f"errors{suffix(split)}.html")][: 1 + page]
     try:
-        ours = "of" in json.loads(storage.read(scores))
+        found = json.loads(storage.read(scores))
+        ours = isinstance(found, dict) and ("of" in found or found.keys() >= set(coco.KEYS))
     except FileNotFoundError:
-        ours = not storage.exists(output)
-    except (ValueError, TypeError):
+        ours = not any(map(storage.exists, others))
+    except ValueError:
         ours = False
     if not ours:
         raise UserError(
-            f"{scores.name} or {output.name} is here, and no evaluation wrote it; choose another "
-            "place with --output"
+            f"{' or '.join(path.name for path in (scores, *others))} is here, and no evaluation "
+            "wrote it; choose another place with --output"
         )
 
 

@@ -168,7 +168,8 @@ def detect_in(
         return
     devices = parallel.device_count()
     batch_size = -(-batch_size // devices) * devices
-    if len(dataset) <= batch_size:  # no pipeline is worth its start
+    few = len(dataset) < batch_size and devices == 1
+    if few or len(dataset) == 1:  # no pipeline is worth its start
         views = _one_by_one(dataset, config.data, devices, errors)
     else:
         views = batches.eval_batches(dataset, config.data, batch_size, read_errors=errors)

@@ -16,7 +16,8 @@ class Facts:
     """The numbers of a data set that decide about a recipe.
 
     Attributes:
-      fields: where the data is, as fields of `config.data` ("source", "train.annotations", ...).
+      fields: where the data is and how it is read, as fields of `config.data` ("source",
+        "train.annotations", ...).
       images: to train on.
       val_images: to evaluate on; 0: there is no val split.
       classes: their names.
@@ -47,7 +48,7 @@ def gather(splits: Sequence[Split], data: Any) -> Facts:
     train = by_name["train"]
     found = boxes.table(train)
     return Facts(
-        fields=where(data),
+        fields=where(data) | how(data),
         images=len(train),
         val_images=len(by_name["val"]) if "val" in by_name else 0,
         classes=tuple(str(category["name"]) for category in train.categories),
@@ -59,7 +60,7 @@ def gather(splits: Sequence[Split], data: Any) -> Facts:
 
 
 def where(data: Any) -> dict[str, Any]:
-    """The fields of `config.data` that say where the data is and how to take it, those set."""
+    """Those fields of `config.data` that are set and say where the data is."""
     fields: dict[str, Any] = {"source": data.source}
     if data.classes:
         fields["classes"] = tuple(data.classes)
@@ -67,13 +68,18 @@ def where(data: Any) -> dict[str, Any]:
         fields["val_share"] = data.val_share
     if data.exif != "auto":
         fields["exif"] = data.exif
-    if data.white is not None:
-        fields["white"] = data.white
-    if data.train.leave_out:
-        fields["train.leave_out"] = tuple(data.train.leave_out)
-    if data.augment.flip != recipes.base().data.augment.flip:  # of writing, say, there is no mirror
-        fields["augment.flip"] = data.augment.flip
     for split in ("train", "val", "test"):
         for name in ("annotations", "images", "list", "split"):
             fields[f"{split}.{name}"] = data[split][name]
     return fields
+
+
+def how(data: Any) -> dict[str, Any]:
+    """The fields of `config.data` that say how the data is taken, where they are not as usual."""
+    usual = recipes.base().data
+    fields = {
+        "white": (data.white, usual.white),
+        "train.leave_out": (tuple(data.train.leave_out), tuple(usual.train.leave_out)),
+        "augment.flip": (data.augment.flip, usual.augment.flip),  # of writing there is no mirror
+    }
+    return {name: now for name, (now, before) in fields.items() if now != before}

@@ -1,6 +1,7 @@
 """A recipe for GPUs and TPUs: the large detectors, at the scale and batch that fit the memory."""
 
 import math
+from collections.abc import Sequence
 
 from mixtrain_jax.config import load, recipes
 from mixtrain_jax.config.resolve import resolve
@@ -23,11 +24,12 @@ def choose(
     See `recipe.choose`.
     """
     batch = asked.get("batch_size")
-    sizes = [images // 2 * plans.least_batch(asked) * machine.devices for images in (8, 4, 2)]
+    each = [halves * plans.least_batch(asked) for halves in (4, 2, 1)]
+    sizes = [images * machine.devices for images in each]
     batches = [batch] if batch else [size for size in sizes[:-1] if size <= 32] + sizes[-1:]
-    told, plan = _fits(machine, batch), None
-    for share in (1.0, 0.8, 0.6, 0.4):
-        anchors = _anchors(facts, weights, (round(1333 * share), round(800 * share)), asked)
+    told, plan = _fits(machine, batch, each), None
+    for share in (1.0,) if "data.train.scale" in asked else (1.0, 0.8, 0.6, 0.4):
+        anchors = _anchors(facts, weights, _scale(share, asked)[::2], asked)
         found = [*anchors, *plans.room(facts, recipes.base().model, asked)]
         for size, remat in [*((size, False) for size in batches), (batches[-1], True)]:
             plan = _big(facts, machine, weights, share, size, remat, told, found, asked)
@@ -48,15 +50,22 @@ def _takes(plan: plans.Plan, facts: Facts, machine: Machine) -> int:
     return memory_estimate.of_training(resolved, bucket, machine.devices, machine.platform).total
 
 
-def _fits(machine: Machine, asked: int | None) -> str:
+def _scale(share: float, asked: plans.Asked) -> tuple[int, int, int]:
+    """Longest long side, least and largest short side in training, as asked or usual."""
+    usual = round(1333 * share), round(480 * share), round(800 * share)
+    long, low, short = asked.get("data.train.scale", usual)
+    return long, low, short
+
+
+def _fits(machine: Machine, asked: int | None, each: Sequence[int]) -> str:
     """Why a batch is as it is."""
     if asked:
         return "as asked"
     if machine.memory is None:
         return "memory of this device is not known: lower it if it is too much"
     return (
-        f"the most of 8, 4 and 2 (32 in all) that fits {machine.memory / 2**30:.0f} GiB per device "
-        "at this scale"
+        f"the most of {each[0]}, {each[1]} and {each[2]} (32 in all) that fits "
+        f"{machine.memory / 2**30:.0f} GiB per device at this scale"
     )
 
 
@@ -71,17 +80,16 @@ def _big(
     found: list[plans.Line],
     asked: plans.Asked,
 ) -> plans.Plan:
-    short, long = round(800 * share), round(1333 * share)
-    low, high = round(480 * share), short
+    long, low, short = _scale(share, asked)
     seen = max(SEEN, EPOCHS * facts.images) * (1.0 if weights else FROM_RANDOM)
-    usual = max(1.0, float(round(seen / facts.images)))
-    steps, epochs = plans.length(asked, usual, batch, facts.images)
+    enough = max(1.0, float(round(seen / facts.images)))
+    steps, epochs = plans.length(asked, enough, batch, facts.images)
     plan = {
         "Where the data is": plans.where_it_is(facts),
         "What the network sees": [
             plans.Line(
                 "data.train.scale",
-                (long, low, high),
+                (long, low, short),
                 "the usual scales" + ("" if share == 1 else f", times {share:g} to fit the memory"),
             ),
             plans.Line("data.val.scale", (long, short), "the largest of the training scales"),

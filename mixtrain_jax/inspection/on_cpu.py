@@ -28,17 +28,19 @@ def choose(
     """
     least = plans.least_batch(asked)
     cores = plans.cpu_devices(machine, asked.get("batch_size"), least)
+    if "batch_size" not in asked:
+        cores = max(1, min(cores, 8 // least))
     unit = least * cores
     told = "as asked; " if "batch_size" in asked else ""
     batch = asked.get("batch_size", unit * max(1, 8 // unit))
     short, long = _cpu_scale(facts)
+    long, low, short = asked.get("data.train.scale", (long, short * 4 // 5, short))
     buckets = _cpu_buckets(facts, short, long)
     pixels = buckets[0][0] * buckets[0][1]
     affordable = CPU_SECONDS * CPU_PIXELS_A_SECOND * cores / pixels / batch
-    usual = plans.epochs(int(np.clip(affordable, *CPU_STEPS)) // 50 * 50, batch, facts.images)
-    steps, epochs = plans.length(asked, usual, batch, facts.images)
+    enough = plans.epochs(int(np.clip(affordable, *CPU_STEPS)) // 50 * 50, batch, facts.images)
+    steps, epochs = plans.length(asked, enough, batch, facts.images)
     rate = 1e-3 * math.sqrt(batch / 8)
-    low = short * 4 // 5
     megapixels = float(facts.sizes.prod(axis=1).mean()) / 1e6
     seconds = pixels / CPU_PIXELS_A_SECOND + megapixels * CPU_READING
     minutes = steps * batch * seconds / cores / 60

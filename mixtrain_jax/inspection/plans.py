@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mixtrain_jax.config import recipes
+from mixtrain_jax.config.resolve import parts_a_device
 from mixtrain_jax.inspection import boxes
 from mixtrain_jax.inspection.facts import Facts
 from mixtrain_jax.models.rpn import STRIDES
@@ -45,8 +46,13 @@ class Plan:
             yield from group
 
     def with_asked(self, asked: Asked) -> "Plan":
-        """The same with the fields that were set by flags, which win; the batch is among it."""
-        lines = [Line(name, asked[name], "") for name in sorted(asked) if name != "batch_size"]
+        """The same with the fields that were set by flags, which win; those it has are not told."""
+        chosen = {line.name: line.value for line in self.lines()}
+        lines = [
+            Line(name, value, "")
+            for name, value in sorted(asked.items())
+            if name not in chosen or chosen[name] != value
+        ]
         return Plan(self.groups | {"As asked": lines}) if lines else self
 
     def config(self) -> ConfigDict:
@@ -65,8 +71,8 @@ class Plan:
 
 
 def least_batch(asked: Asked) -> int:
-    """The fewest images a device can have: a normal and a mixed one in each accumulated part."""
-    return 2 * int(asked.get("accumulate", 1))
+    """The fewest images that a device can have, by what is asked for."""
+    return parts_a_device(asked.get("mixtraining.enabled", True), asked.get("accumulate", 1))
 
 
 def length(asked: Asked, usual: float, batch: int, images: int) -> tuple[int, float]:
@@ -116,9 +122,9 @@ def where_it_is(facts: Facts) -> list[Line]:
 
 def _about(name: str) -> str:
     reasons = {
-        "white": "as before: what is white in deep images",
-        "train.leave_out": "as before: images that are left out",
-        "augment.flip": "as before: how often images are mirrored",
+        "white": "in images of more than 8 bits",
+        "train.leave_out": "images that are not trained on",
+        "augment.flip": "how often an image is mirrored",
         "source": "found out from the folder",
         "classes": "in label order",
         "val_share": "there is no val split: images are set apart by their names",

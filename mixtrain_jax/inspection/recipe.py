@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mixtrain_jax.config.resolve import check_batch_size
+from mixtrain_jax.config.resolve import check_batch_size, parts_a_device
 from mixtrain_jax.inspection import on_accelerator, on_cpu
 from mixtrain_jax.inspection.facts import Facts
 from mixtrain_jax.inspection.plans import Line, Plan, cpu_devices, least_batch
@@ -68,7 +68,8 @@ def check_batch(machine: Machine, asked: Mapping[str, Any]) -> None:
 def train_command(machine: Machine, path: str, config: Any) -> str:
     """The command that trains by a recipe, on a CPU with the devices that share its batch."""
     name = pathlib.PurePath(path).stem
-    count = cpu_devices(machine, config.batch_size, least_batch(config))
+    least = parts_a_device(config.mixtraining.enabled, config.accumulate)
+    count = cpu_devices(machine, config.batch_size, least)
     devices = f"JAX_NUM_CPU_DEVICES={count} " if machine.platform == "cpu" and count > 1 else ""
     config, workdir = map(shlex.quote, (f"--config={path}", f"--workdir=runs/{name}"))
     return f"{devices}python -m mixtrain_jax.train {config} {workdir}"

@@ -86,13 +86,13 @@ def compute_criteria(
     return Criteria(threshold, balance, labels, boxes, rating)
 
 
-def rating_limit(config: Any, criteria: Criteria, of_half: float) -> Array | float | None:
+def rating_threshold(config: Any, criteria: Criteria, of_half: float) -> Array | float | None:
     """The rating at or below which a half's human boxes are left out; None: none is.
 
     Args:
       config: `config.mixtraining`.
       criteria: by which this step judges.
-      of_half: the limit that the config has for the half; 0: none.
+      of_half: the one that the config has for the half; 0: none.
     """
     if not config.mixed_augmentation:
         return None

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mixtrain_jax.mixtraining.criteria import Criteria, compute_criteria, rating_limit
+from mixtrain_jax.mixtraining.criteria import Criteria, compute_criteria
+from mixtrain_jax.mixtraining.criteria import rating_threshold as rating_threshold_of
 from mixtrain_jax.mixtraining.metrics import (
     Metrics,
     box_metrics,
@@ -158,8 +159,8 @@ def teacher_supervision(
     drawn = human
     if criteria.box_share is not None:
         drawn = draw_anew(human, there, criteria.box_share)
-    limit = rating_limit(config, criteria, rating_threshold)
-    targets, assignment = combine(drawn, ratings, pseudo, config, limit)
+    least = rating_threshold_of(config, criteria, rating_threshold)
+    targets, assignment = combine(drawn, ratings, pseudo, config, least)
     output = TeacherOutput(detections, human, ratings, targets, assignment, predictions.exact)
     ask_teacher = None
     if soften:

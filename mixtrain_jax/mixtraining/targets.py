@@ -65,7 +65,7 @@ def combine(
     ratings: Array,
     pseudo: Targets,
     config: Any,
-    rating_limit: Array | float | None,
+    rating_threshold: Array | float | None,
 ) -> tuple[Targets, BoxAssignment]:
     """Joins human and pseudo boxes into the targets of a view.
 
@@ -74,14 +74,14 @@ def combine(
       ratings: [B, N] float32, the teacher's probability of each human box's class.
       pseudo: P pseudo boxes per image, in pixels of the view.
       config: `config.mixtraining`.
-      rating_limit: rating at or below which a human box is left out; None: none is.
+      rating_threshold: rating at or below which a human box is left out; None: none is.
 
     Returns:
       Targets with N + P slots, human boxes first, and what became of every box.
     """
     easy = human.valid
-    if rating_limit is not None:
-        easy &= ratings > rating_limit
+    if rating_threshold is not None:
+        easy &= ratings > rating_threshold
     overlaps = box_ops.iou(human.boxes, pseudo.boxes) > config.iou_threshold
     overlaps &= human.valid[..., :, None] & pseudo.valid[..., None, :]
     # With a threshold of 1 every box is, as in the paper; a box that is left out always is.

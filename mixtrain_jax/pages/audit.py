@@ -3,8 +3,6 @@
 import itertools
 import os
 import pathlib
-import re
-import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -44,7 +42,6 @@ def write(
     """
     folder = pathlib.Path(folder)
     pictures = f"{FOLDER}/{audit['fingerprint']}"
-    _clear(folder / FOLDER)
     (folder / pictures).mkdir(parents=True, exist_ok=True)
     entries, size = [], 0
     by_image = sorted(audit["findings"], key=lambda entry: str(entry["file_name"]))
@@ -76,15 +73,6 @@ def write(
             "folder": pictures,
         },
     )
-
-
-def _clear(crops_of_all: pathlib.Path) -> None:
-    """Deletes the crops of former audits, which none of the pages shows."""
-    for one in crops_of_all.glob("*"):
-        if one.is_dir() and re.fullmatch("[0-9a-f]{12}", one.name):
-            shutil.rmtree(one)
-        elif re.fullmatch(r"\d+\.jpg", one.name):  # as they were named before
-            one.unlink()
 
 
 def _entry(

@@ -1,6 +1,6 @@
 """How the processes of a run come together, and how one leaves when something is wrong.
 
-A run alone is the same with one process. Leaving by an error does no sum and waits for nobody: the
+A run of one process goes the same way. Leaving by an error does no sum and waits for nobody: the
 others hear of it from their watches.
 """
 

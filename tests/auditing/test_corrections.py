@@ -172,6 +172,26 @@ def test_boxes_that_lay_on_each_other_before_are_left_to_the_finding_of_duplicat
     assert len(corrections.apply(human, moved, np.ones(1, bool)).removed) == 0
 
 
+@pytest.mark.parametrize(
+    ("label", "box", "added"),
+    [(0, (5, 6, 25, 25), 0), (0, (5, 30, 25, 50), 1), (1, (5, 5, 25, 25), 1)],
+)
+def test_a_box_that_is_missing_where_another_moves_to_is_not_added(label, box, added):
+    pair = COCO | {"annotations": COCO["annotations"][2:3]}
+    human, _, _ = from_coco(pair, "labels.json")
+    rows = findings((0, PLACE, 0.9, 0, (5, 5, 25, 25), 0), (0, MISSING, 0.8, -1, box, label))
+    result = corrections.apply(human, rows, np.ones(2, bool))
+    assert result.source.tolist() == [0] + [-1] * added
+
+
+def test_without_labels_errors_are_counted_by_what_is_found():
+    found = FOUND.take([0])
+    nobody = HUMAN.take(np.zeros(0, int))
+    rows = corrections.summarise(nobody, found, ["cat", "dog"])
+    counted = {(r["class"], r["kind"]): r["errors"] for r in rows if r["errors"]}
+    assert counted == {("dog", "missing"): 0.9, ("all", "missing"): 0.9}
+
+
 def test_corrections_are_applied_and_one_of_two_duplicates_stays():
     result = corrections.apply(HUMAN, FOUND, FOUND.score >= 0.5)
     np.testing.assert_array_equal(result.removed, [1])

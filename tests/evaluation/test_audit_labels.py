@@ -143,7 +143,7 @@ def test_what_was_set_apart_comes_back_with_the_corrected_labels(make, audited, 
     first = corrected.original(parts[audited], data, audited)
     output = epath.Path(tmp_path / "corrected.json")
     nothing = nothing_applied(parts[audited])
-    name = corrected.stands_as(parts[audited], data)
+    name = corrected.split_in_files(parts[audited], data)
     corrected.write_labels(first, data.source, name, nothing, NOTHING, output)
     written = json.loads(output.read_text())
     names = [part.file_name(row) for part in parts.values() for row in range(len(part))]
@@ -409,6 +409,33 @@ def test_ids_that_are_text_are_the_labels_own(seen):
     _, contents, _ = seen()
     assert contents["findings"]
     assert {entry["image_id"] for entry in contents["findings"]} <= {f"im-{n}" for n in range(12)}
+
+
+def test_crops_of_former_audits_go_and_nothing_else_does(seen, tmp_path):
+    """A page that is still open would else show the new ones under its own findings."""
+    crops = tmp_path / "audit" / "crops"
+    (crops / "0123456789ab").mkdir(parents=True)
+    for name in ("0123456789ab/3.jpg", "7.jpg", "mine.jpg"):
+        (crops / name).write_bytes(b"")
+    _, contents, _ = seen()
+    assert {each.name for each in crops.iterdir()} == {contents["fingerprint"], "mine.jpg"}
+
+
+def test_an_older_audit_of_ids_that_are_text_can_be_applied(seen, tmp_path):
+    _, contents, _ = seen()
+    data = config(tmp_path).data
+    dataset = load_dataset(data, "train")
+    number = dict(zip(dataset.given_image_ids, dataset.image_ids.tolist()))
+    for entry in contents["findings"]:
+        entry["image_id"] = number[entry["image_id"]]
+    del contents["data"]["labels"]
+    contents["fingerprint"] = files.fingerprint(contents["findings"])
+    made = {"version": 1, "fingerprint": contents["fingerprint"], "decisions": {"0": "accept"}}
+    output = epath.Path(tmp_path / "audit")
+    (output / "audit.json").write_text(json.dumps(contents))
+    (output / "decisions.json").write_text(json.dumps(made))
+    given = dataset, data, "train", output, output / "decisions.json"
+    assert corrected.apply_decisions(*given) == 1
 
 
 def test_decisions_outlive_the_next_audit(seen, tmp_path, capsys):

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -14,7 +13,7 @@ from mixtrain_jax.config import recipes
 from mixtrain_jax.config.resolve import resolve
 from mixtrain_jax.errors import UserError
 from mixtrain_jax.inspection import boxes, memory_estimate, recipe, weights
-from mixtrain_jax.inspection.facts import Facts, where
+from mixtrain_jax.inspection.facts import Facts, how, where
 from mixtrain_jax.inspection.weights import PretrainedWeights
 from mixtrain_jax.models import detector
 from mixtrain_jax.runtime.machine import Machine
@@ -274,8 +273,17 @@ def test_a_batch_has_parts_enough_to_accumulate(machine, accumulate):
     count = re.search(r"DEVICES=(\d)", command)
     devices = machine.devices if machine is GPU else int(count[1]) if count else 1
     resolve(configs.override_all(config, {"steps": "9"}), classes=2, devices=devices)
+    if machine is not GPU:
+        assert config.batch_size == max(8, 2 * accumulate)
     with pytest.raises(UserError, match="make it a multiple"):
         recipe.check_batch(GPU, asked | {"batch_size": 4 * accumulate})
+
+
+def test_plain_training_asked_for_shares_a_batch_in_whole_images():
+    plain = {"mixtraining.enabled": False, "batch_size": 3}
+    recipe.check_batch(dataclasses.replace(GPU, devices=1, local_devices=1), plain)
+    with pytest.raises(UserError, match="make it a multiple of 2"):
+        recipe.check_batch(dataclasses.replace(GPU, devices=1, local_devices=1), {"batch_size": 3})
 
 
 @pytest.mark.parametrize("machine", [CPU, GPU])
@@ -285,6 +293,15 @@ def test_a_short_run_warms_up_in_a_part_of_it(machine):
         steps = asked.get("steps") or 240 / config.batch_size
         assert config.optimizer.warmup_steps <= steps / 8
         assert config.epochs == pytest.approx(steps * config.batch_size / 240)
+
+
+@pytest.mark.parametrize("machine", [CPU, Machine("gpu", "a GPU", 1, 1, 8 * GIB, 8)])
+def test_val_is_seen_as_training_is_asked_to(machine):
+    """Whether it fits or not: the batch is made smaller, and not what is evaluated."""
+    scale = {"data.train.scale": (2666, 800, 1600), "data.train.buckets": ()}
+    plan = recipe.choose(facts(), machine, None, scale)
+    assert plan.config().data.val.scale == (2666, 1600)
+    assert [line.name for line in plan.lines()].count("data.train.scale") == 1
 
 
 def test_memory_is_judged_at_the_scale_that_is_asked_for():
@@ -298,15 +315,15 @@ def test_memory_is_judged_at_the_scale_that_is_asked_for():
 
 
 def test_what_the_data_need_is_taken_over_from_a_config(tmp_path):
+    assert not how(recipes.base().data)
     old = configs.override_all(recipes.base(), {
         "data.white": "4095", "data.train.leave_out": "(0, 2)", "data.augment.flip": "0",
         "data.exif": "stored",
     })  # fmt: skip
-    here = dataclasses.replace(facts(), fields=where(old.data))
+    here = dataclasses.replace(facts(), fields=where(old.data) | how(old.data))
     config, _ = made(tmp_path, here, CPU, None)
     assert config.data.white == 4095 and config.data.train.leave_out == (0, 2)
     assert config.data.augment.flip == 0 and config.data.exif == "stored"
-    assert where(recipes.base().data).keys().isdisjoint({"white", "augment.flip"})
 
 
 def test_a_name_with_a_line_end_is_no_syntax_error(tmp_path):
@@ -340,6 +357,6 @@ def test_a_batch_that_devices_cannot_share_is_refused(machine, batch, devices):
             recipe.check_batch(machine, {"batch_size": batch})
         return
     recipe.check_batch(machine, {"batch_size": batch})
-    config = SimpleNamespace(batch_size=batch, get=lambda name, default: default)
+    config = configs.override_all(recipes.base(), {"batch_size": str(batch)})
     command = recipe.train_command(machine, "mine.py", config)
     assert ("JAX_NUM_CPU_DEVICES=2" in command) == (machine is CPU and devices == 2)

@@ -57,17 +57,6 @@ def test_a_page_holds_no_address_and_escapes_names(written):
     assert len(list(pictures.iterdir())) == len(made["findings"])
 
 
-def test_crops_of_former_audits_go_and_nothing_else_does(tmp_path):
-    """A page that is still open would else show the new ones under its own findings."""
-    (tmp_path / "crops" / "0123456789ab").mkdir(parents=True)
-    for name in ("0123456789ab/3.jpg", "7.jpg", "mine.jpg"):
-        (tmp_path / "crops" / name).write_bytes(b"")
-    made = an_audit(images=2)
-    page.write(tmp_path, made, an_image)
-    left = {each.name for each in (tmp_path / "crops").iterdir()}
-    assert left == {made["fingerprint"], "mine.jpg"}
-
-
 def test_a_page_says_why_it_should_not_be_believed(tmp_path):
     made = an_audit(images=2)
     made["model"] |= {"seen": "out of fold", "doubt": "300 boxes seem to be missing"}
