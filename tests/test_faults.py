@@ -260,6 +260,7 @@ def test_losses_that_are_not_finite_end_training(shapes, whole, tmp_path, monkey
     assert {"suspect-4", "suspect-6"} <= set(storage.list_folder(tmp_path / "checkpoints"))
 
 
+@pytest.mark.slow
 def test_nan_losses_stop_training_with_the_images_named(shapes, tmp_path):
     config = tiny.get_config(shapes, max_bad_steps=2, optimizer__learning_rate=3e38)
     config.optimizer.warmup_steps = 0

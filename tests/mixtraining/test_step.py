@@ -221,10 +221,10 @@ print(jax.device_count())
 
 
 @pytest.mark.multidevice
-@pytest.mark.parametrize("kind", ["plain", "mixed", "soft", "accumulated"])
+@pytest.mark.parametrize("kind", ["plain", "soft", "accumulated"])
 def test_any_number_of_devices_takes_the_same_steps(on_devices, tmp_path, kind):
     found = {}
-    counts = (1, 2, 4) if kind == "accumulated" else (1, 2, 8)
+    counts = (1, 2) if kind == "accumulated" else (1, 2, 8)
     for count in counts:
         path = tmp_path / f"{count}.npz"
         assert on_devices(count, DEVICES, path, kind).split()[-1] == str(count)
