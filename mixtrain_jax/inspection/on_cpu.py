@@ -30,6 +30,7 @@ def choose(
     cores = plans.cpu_devices(machine, asked.get("batch_size"), least)
     if "batch_size" not in asked:
         cores = max(1, min(cores, 8 // least))
+    plural = "s" if cores > 1 else ""
     unit = least * cores
     told = "as asked; " if "batch_size" in asked else ""
     batch = asked.get("batch_size", unit * max(1, 8 // unit))
@@ -89,12 +90,12 @@ def choose(
             plans.Line(
                 "batch_size",
                 batch,
-                f"{told}{cores} CPU devices, half of each device's images are mixed",
+                f"{told}{cores} CPU device{plural}, half of each device's images are mixed",
             ),
             plans.Line(
                 "epochs",
                 epochs,
-                f"{steps} steps: about {minutes:.0f} minutes on {cores} idle cores, "
+                f"{steps} steps: about {minutes:.0f} minutes on {cores} idle core{plural}, "
                 "and compiling and evaluation",
             ),
             plans.Line(
