@@ -164,6 +164,8 @@ class Experiment:
         """Fields of the config, dotted, by which an arm of a seed differs from the recipe."""
         files = self.labels(seed)
         first = {"init_from": str(self.output / FIRST)} if self.suite.first else {}
+        if self.suite.weights and self.source:
+            first = {"init_from": str(self.source / self.suite.weights)}
         repaired = self.workdir(self._auditor(), seed) / "audit" / "corrected.json"
         labels = {"noisy": files.noisy, "clean": files.clean, "repaired": repaired}[arm.labels]
         return {

@@ -10,10 +10,11 @@ from etils import epath
 
 from mixtrain_jax.config import load, saved
 from mixtrain_jax.config.resolve import resolve
+from mixtrain_jax.data.sources.load import load_dataset
 from mixtrain_jax.errors import UserError
 from mixtrain_jax.evaluation import audit
 from mixtrain_jax.evaluation.working_point import Matches
-from tools import experiment
+from tools import experiment, make_shapes
 from tools.experiments import judging, labels, suites, tables
 
 
@@ -62,6 +63,39 @@ def test_an_arm_begins_where_the_other_one_stood(output):
     assert "step 2" in log and "resum" in log
     lines = (output / "runs" / "missing_only-0" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[0])["step"] == 3
+
+
+def test_cocos_suite_is_the_papers_table(tmp_path, monkeypatch):
+    """Each row is a recipe that resolves, on labels of which some are held out."""
+    suite = suites.SUITES["coco"]
+    with pytest.raises(UserError, match="--source: name the folder with annotations, train2017"):
+        experiment.Experiment(suite, None, tmp_path).labels(0)
+    folder = tmp_path / "coco"
+    make_shapes.make(str(folder), train=6, val=2, size=64, seed=0)
+    for split in ("train", "val"):
+        (folder / split).rename(folder / f"{split}2017")
+        labelled = folder / "annotations" / f"{split}.json"
+        labelled.rename(labelled.with_name(f"instances_{split}2017.json"))
+    monkeypatch.setattr(labels, "HELD_OUT", 3)
+    made = experiment.Experiment(suite, folder, tmp_path / "out")
+    files = made.labels(0)
+    ours, others = (
+        {image["id"] for image in json.loads(path.read_text())["images"]}
+        for path in (files.noisy, files.held_out)
+    )
+    assert len(ours) == 4 and len(others) == 2 and not ours & others
+    names = [arm.name for arm in suite.arms]
+    assert names == [
+        "plain", "plain_strong", "plain_random", *suites.ABLATION_ROWS, "mixtraining"
+    ]  # fmt: skip
+    steps = set()
+    for arm in suite.arms:
+        asked = load.load(suite.recipe_of(arm), made.flags(arm, 0))
+        assert asked.init_from == str(folder / "resnet50")
+        assert load_dataset(asked.data, "train").image_ids.tolist() == sorted(ours)
+        steps.add(resolve(asked, train=load_dataset(asked.data, "train")).steps)
+    assert steps == {96 * 7330}
+    assert "SOURCE/train2017" in made._told("mixtrain_jax.train", made.arguments(suite.arms[0], 0))
 
 
 def test_the_table_has_a_row_for_each_arm(output):

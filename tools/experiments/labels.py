@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mixtrain_jax.data.sources import headers, voc, yolo
+from mixtrain_jax.data.sources import headers, text_files, voc, yolo
 from mixtrain_jax.data.sources.annotations import Annotations
 from mixtrain_jax.data.sources.dataset import coco_format
 from mixtrain_jax.errors import UserError
@@ -21,6 +21,7 @@ from tools.plant_errors import plant
 
 PLANTED = 0.1  # of the boxes each are dropped, of another class, shifted, spawned
 CELLS = ("WBC", "RBC", "Platelets")
+HELD_OUT = 59  # of COCO's training images one in so many, 2,005 of 118,287
 
 
 class Files(NamedTuple):
@@ -166,6 +167,38 @@ def shapes(
         val_images=pictures / "val",
         unseen=unseen / "annotations" / "val.json",
         unseen_images=unseen / "val",
+    )
+
+
+def coco(source: pathlib.Path | None, output: pathlib.Path, seed: int) -> Files:
+    """COCO's own labels; of the training images one in `HELD_OUT` is held out.
+
+    The labels that train are their own clean ones: what the diagnosis calls right is what people
+    drew.
+
+    Args:
+      source: a folder with `annotations`, `train2017` and `val2017`, as COCO is unpacked.
+      output: the files are written beside it, for all seeds alike.
+      seed: not used.
+    """
+    del seed
+    if source is None:
+        raise UserError("--source: name the folder with annotations, train2017 and val2017")
+    truth = text_files.read_json(str(source / "annotations" / "instances_train2017.json"))
+    folder = output.parent / "labels"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, chosen in (
+        ("train", lambda place: place % HELD_OUT != 0),
+        ("held_out", lambda place: place % HELD_OUT == 0),
+    ):
+        _save(folder / f"{name}.json", _of_images(truth, chosen))
+    return Files(
+        noisy=folder / "train.json",
+        clean=folder / "train.json",
+        held_out=folder / "held_out.json",
+        val=source / "annotations" / "instances_val2017.json",
+        images=source / "train2017",
+        val_images=source / "val2017",
     )
 
 
