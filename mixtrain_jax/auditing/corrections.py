@@ -75,24 +75,35 @@ def apply(human: Labels, findings: Findings, accepted: Bools) -> Corrected:
     now.boxes[box_of[moved]] = findings.boxes[moved]
     others = falling[np.isin(kind_of[falling], (CLASS, PLACE))]
     changed[box_of[others]] = others
-    of_image = rows_by_image(human.image, int(human.image.max(initial=-1)) + 1)
-    for box in box_of[others][::-1].tolist():
+    images = max(human.image.max(initial=-1), findings.image.max(initial=-1)) + 1
+    of_image = rows_by_image(human.image, int(images))
+
+    def beside(box: int) -> Ints:
         rows = of_image[human.image[box]]
-        rows = rows[~gone[rows]]
-        lies = _lies_on(now, box, rows, ONE_PLACE) & ~_lies_on(human, box, rows, ONE_PLACE)
-        gone[box] = lies.any()
+        return rows[~gone[rows] & (rows != box)]
+
+    for box in box_of[others][::-1].tolist():
+        rows = beside(box)
+        lay, lies = (
+            _lies_on(table, rows, table.boxes[box], table.labels[box], ONE_PLACE)
+            for table in (human, now)
+        )
+        gone[box] = (lies & ~lay).any()
 
     spared = []
     for box in box_of[falling[kind_of[falling] == DUPLICATE]].tolist():
-        rows = of_image[human.image[box]]
-        if _lies_on(now, box, rows[~gone[rows]], MATCH_IOU).any():
+        if _lies_on(now, beside(box), now.boxes[box], now.labels[box], MATCH_IOU).any():
             gone[box] = True
         else:
             spared.append(box)
-    altered = np.flatnonzero((changed >= 0) & ~gone)
-    missing = np.flatnonzero(accepted & (findings.kind == MISSING)).astype(np.int32)
-    there = [_is_there(now, findings, row, altered) for row in missing.tolist()]
-    added = missing[~np.array(there, bool)]
+    added = np.flatnonzero(accepted & (findings.kind == MISSING)).astype(np.int32)
+    there = np.zeros(len(added), bool)  # now that others are renamed or moved
+    for place, row in enumerate(added.tolist()):
+        rows = of_image[findings.image[row]]
+        rows = rows[(changed[rows] >= 0) & ~gone[rows]]
+        box, label = findings.boxes[row], findings.labels[row]
+        there[place] = _lies_on(now, rows, box, label, ONE_PLACE).any()
+    added = added[~there]
     kept = np.flatnonzero(~gone).astype(np.int32)
     table = Labels(
         np.concatenate([human.image[kept], findings.image[added]]).astype(np.int32),
@@ -111,18 +122,9 @@ def apply(human: Labels, findings: Findings, accepted: Bools) -> Corrected:
     )
 
 
-def _is_there(table: Labels, findings: Findings, row: int, altered: Ints) -> bool:
-    """Whether a box that is missing is there now: one that was renamed or moved."""
-    same = table.image[altered] == findings.image[row]
-    same &= table.labels[altered] == findings.labels[row]
-    overlaps = iou(findings.boxes[row][None], table.boxes[altered[same]])
-    return bool((overlaps >= ONE_PLACE).any())
-
-
-def _lies_on(table: Labels, box: int, rows: Ints, least: float) -> Bools:
-    """On which boxes [n] of these rows, of its image, a box lies: others of its class."""
-    same = (table.labels[rows] == table.labels[box]) & (rows != box)
-    return same & (iou(table.boxes[box][None], table.boxes[rows])[0] >= least)
+def _lies_on(table: Labels, rows: Ints, box: Floats, label: int, least: float) -> Bools:
+    """On which boxes [n] of these rows, of one image, a box [4] of a class lies as one of them."""
+    return (table.labels[rows] == label) & (iou(box[None], table.boxes[rows])[0] >= least)
 
 
 def correct_coco(

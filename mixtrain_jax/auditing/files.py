@@ -33,6 +33,7 @@ null where the data has no such ids.
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -242,6 +243,11 @@ def labels_digest(
     for column in (human.image, human.labels, np.round(human.boxes.astype(np.float64), 2)):
         digest.update(np.ascontiguousarray(column).tobytes())
     return digest.hexdigest()[:12]
+
+
+def is_fingerprint(text: str) -> bool:
+    """Whether a text looks like what `fingerprint` returns."""
+    return re.fullmatch("[0-9a-f]{12}", text) is not None
 
 
 def fingerprint(entries: Sequence[dict[str, Any]]) -> str:

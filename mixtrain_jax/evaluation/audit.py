@@ -316,7 +316,7 @@ def _write_page(dataset: Dataset, contents: dict[str, Any], output: epath.Path) 
     rows = {dataset.file_name(row): row for row in range(len(dataset))}
     former = output / page.FOLDER  # of crops, which no page shows any more
     for name in storage.list_folder(former):
-        if re.fullmatch("[0-9a-f]{12}", name):
+        if files.is_fingerprint(name):
             storage.delete_directory(former / name)
         elif re.fullmatch(r"\d+\.jpg", name):  # as they were named once
             storage.delete(former / name)

@@ -7,7 +7,6 @@ of all images. The labels themselves are never written over.
 
 import json
 import os
-import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -227,7 +226,7 @@ def keep_former(output: epath.Path, fingerprint: str) -> None:
         former = json.loads(storage.read(path)).get("fingerprint")
     except (FileNotFoundError, ValueError, AttributeError):
         return
-    if former != fingerprint and re.fullmatch("[0-9a-f]{12}", str(former)):
+    if former != fingerprint and files.is_fingerprint(str(former)):
         storage.rename(path, kept_as(former))
         parallel.say(
             f"the audit that was in {output} is {kept_as(former)} now; decisions that were made on "

@@ -86,7 +86,7 @@ def compute_criteria(
     return Criteria(threshold, balance, labels, boxes, rating)
 
 
-def rating_threshold(config: Any, criteria: Criteria, of_half: float) -> Array | float | None:
+def rating_threshold_of(config: Any, criteria: Criteria, of_half: float) -> Array | float | None:
     """The rating at or below which a half's human boxes are left out; None: none is.
 
     Args:

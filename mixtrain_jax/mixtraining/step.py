@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mixtrain_jax.mixtraining.criteria import Criteria, compute_criteria
-from mixtrain_jax.mixtraining.criteria import rating_threshold as rating_threshold_of
+from mixtrain_jax.mixtraining.criteria import Criteria, compute_criteria, rating_threshold_of
 from mixtrain_jax.mixtraining.metrics import (
     Metrics,
     box_metrics,

@@ -6,7 +6,7 @@ import pytest
 
 from mixtrain_jax.config import load as configs
 from mixtrain_jax.mixtraining import targets as mixing
-from mixtrain_jax.mixtraining.criteria import Criteria, rating_threshold
+from mixtrain_jax.mixtraining.criteria import Criteria, rating_threshold_of
 from mixtrain_jax.types import Targets
 
 # Human boxes: two far apart, one a little off the pseudo box, one padding.
@@ -33,7 +33,7 @@ def combine(ratings, config, human=HUMAN, valid=VALID, pseudo=PSEUDO, pseudo_val
             jnp.array([pseudo], jnp.float32), jnp.array([PSEUDO_LABELS]), jnp.array([pseudo_valid])
         ),
         config,
-        rating_threshold(config, Criteria(jnp.float32(0.9)), config.gt_score_threshold),
+        rating_threshold_of(config, Criteria(jnp.float32(0.9)), config.gt_score_threshold),
     )
 
 

@@ -75,10 +75,9 @@ def decode(
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         raise UnreadableImage(why(error)) from error
-    if reading.exif != "stored" and size in (None, upright):
-        pixels = pixels if already else _turned(pixels, turned)
-    elif already:
-        pixels = _turned(pixels, BACK.get(turned, turned))
+    wanted = reading.exif != "stored" and size in (None, upright)
+    if wanted != already:
+        pixels = _turned(pixels, turned if wanted else BACK.get(turned, turned))
     return np.ascontiguousarray(pixels)
 
 
